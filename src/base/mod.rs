@@ -1,0 +1,9 @@
+//! The ground floor: time, retry, and sharing of work that is already under way.
+
+pub mod clock;
+pub mod retry;
+pub mod single_flight;
+
+pub use clock::{Clock, ManualClock, SystemClock};
+pub use retry::RetryPolicy;
+pub use single_flight::SingleFlight;

@@ -1,0 +1,3 @@
+//! The control command.
+
+fn main() {}

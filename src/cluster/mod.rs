@@ -1,0 +1,1 @@
+//! Work over all nodes of a cluster: the coordinated cut and the restore.

@@ -1,0 +1,1 @@
+//! The promises of [`super::StoreDriver`] as tests that every driver passes.

@@ -1,0 +1,1 @@
+//! A driver of functions, for tests of those who use drivers.

@@ -1,0 +1,1 @@
+//! A plain directory on this host as a node.

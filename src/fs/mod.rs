@@ -1,0 +1,1 @@
+//! The tree of snapshots as a file system: names, inodes and handles, without a kernel.

@@ -1,0 +1,1 @@
+//! The coordinated cut as a pure state machine.

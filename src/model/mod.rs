@@ -1,0 +1,12 @@
+//! The words of Tintype as types: ids, names, times, manifests, the cut and the restore plan.
+//!
+//! Pure: no I/O, no clock. What is decided here can be printed, tested and refused before anything happens.
+
+pub mod cut;
+pub mod extent;
+pub mod ids;
+pub mod manifest;
+pub mod names;
+pub mod restore_plan;
+pub mod snapshot_name;
+pub mod time;

@@ -1,0 +1,1 @@
+//! What a restore would do, decided before anything happens.

@@ -1,0 +1,1 @@
+//! How people name a snapshot: `CLUSTER/DATE[/NODE[/PATH]]`.

@@ -1,0 +1,1 @@
+//! One node's work: capture, upload, local restore.

@@ -1,0 +1,1 @@
+//! The promises of [`super::ObjectStore`] as tests that every implementation and wrapper passes.

@@ -1,0 +1,1 @@
+//! A wrapper that breaks an object store in named ways, for tests.

@@ -1,0 +1,1 @@
+//! Tries out what an object store really does.

@@ -1,0 +1,6 @@
+//! What stores write: RDB and AOF, read as streams.
+//!
+//! Pure: bytes in, facts out; no I/O. Lengths are never believed before the bytes are there.
+
+pub mod aof;
+pub mod rdb;

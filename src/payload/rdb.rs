@@ -1,0 +1,1 @@
+//! RDB dumps: structure, checksum and key counts, while the bytes pass.

@@ -1,0 +1,1 @@
+//! Reading files: which blocks a read wants, read-ahead, and fetching each block once.

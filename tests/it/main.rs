@@ -1,0 +1,3 @@
+//! The integration tests: real servers, the real kernel.
+
+fn main() {}

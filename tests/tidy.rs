@@ -1,0 +1,1 @@
+//! The architecture, held as a test.
