@@ -30,12 +30,12 @@ impl fmt::Display for Timestamp {
 
 /// The dated name of a snapshot: a second in UTC, shown as `2026-11-20T10-15-30Z`.
 ///
-/// Years 1970 to 9999, so that every name has the same length and text order is time order.
+/// Years 1970 to 9998, so that every name has the same length and text order is time order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SnapshotDate(i64);
 
 /// The last second that a dated name can show.
-const LAST_SECOND: i64 = 253_402_300_799;
+const LAST_SECOND: i64 = 253_370_764_799;
 
 /// Text or a number is not a dated name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn shown_dates_read_back() {
-        for text in ["1970-01-01T00-00-00Z", "2024-02-29T23-59-59Z", "2026-11-20T10-15-30Z", "9999-12-31T23-59-59Z"] {
+        for text in ["1970-01-01T00-00-00Z", "2024-02-29T23-59-59Z", "2026-11-20T10-15-30Z", "9998-12-31T23-59-59Z"] {
             assert_eq!(date(text).to_string(), text);
         }
     }

@@ -7,6 +7,30 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
+mod catalog;
+mod intent;
+mod key_box;
+mod known;
+mod layout;
+mod node_writer;
+mod pack;
+mod pack_writer;
+mod reader;
+mod recent;
+mod repository;
+mod runs;
+mod seal;
+mod table;
+mod tree_pages;
+pub mod verify;
+
+pub use catalog::Publication;
+pub use intent::{Intent, IntentGuard};
+pub use key_box::{KeyBoxEntry, Secret};
+pub use node_writer::{EntryMeta, NodeReceipt, NodeWriter, Progress, WriterOptions};
+pub use repository::{Descriptor, Encryption, Repository};
+pub use runs::{NodeOutcome, RunRecord, RunStatus};
+
 use async_trait::async_trait;
 use bytes::Bytes;
 
@@ -47,7 +71,16 @@ pub struct PlacedEntry {
     /// The entry.
     pub entry: TreeEntry,
     /// The shared table page of the tree page that it stands in.
-    pub shared_table: Option<Extent>,
+    pub shared_table: Option<Arc<SharedTable>>,
+}
+
+/// The table page that the small files of one tree page share.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SharedTable {
+    /// Where it is stored.
+    pub page: Extent,
+    /// Path of the first entry of the tree page: its place.
+    pub first: TreePath,
 }
 
 /// Where snapshots are read from: a repository, or another tool's backups.

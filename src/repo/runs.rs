@@ -1,0 +1,84 @@
+//! Records of runs: how each attempt at a snapshot ended, so that any host can answer `status`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::repository::Repository;
+use super::seal::SealType;
+use super::{RepoError, layout};
+use crate::model::ids::SnapshotId;
+use crate::model::manifest::NodeStatus;
+use crate::model::names::{ClusterName, NodeName};
+use crate::model::time::{SnapshotDate, Timestamp};
+use crate::object::{ObjectError, PutMode};
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunStatus {
+    /// A whole snapshot was published.
+    Completed,
+    /// One without some nodes was published.
+    Partial,
+    /// Nothing was published.
+    Failed,
+}
+
+/// How one node fared in a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeOutcome {
+    /// Completed, missing or failed.
+    pub status: NodeStatus,
+    /// Why, where it fared badly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Regular files stored.
+    pub files: u64,
+    /// Plain bytes.
+    pub total_bytes: u64,
+    /// Plain bytes that were not stored before.
+    pub new_bytes: u64,
+}
+
+/// The record of one run, written once at its end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// The snapshot that was to be made.
+    pub uuid: SnapshotId,
+    /// Of which cluster.
+    pub cluster: ClusterName,
+    /// Its dated name, when it was published.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub date: Option<SnapshotDate>,
+    /// How it ended.
+    pub status: RunStatus,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// When it ended.
+    pub ended_at: Timestamp,
+    /// The nodes.
+    pub nodes: BTreeMap<NodeName, NodeOutcome>,
+}
+
+impl Repository {
+    /// Writes the record of a run. One that is there already is not replaced.
+    pub async fn record_run(&self, record: &RunRecord) -> Result<(), RepoError> {
+        match self.put_sealed(&layout::run(record.uuid), SealType::Run, "", record, PutMode::Create).await {
+            Ok(_) | Err(RepoError::Object(ObjectError::Conflict { .. })) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The record of a run; `None` while it is under way, or when it died without a word.
+    pub async fn run(&self, uuid: SnapshotId) -> Result<Option<RunRecord>, RepoError> {
+        match self.get_sealed(&layout::run(uuid), SealType::Run, "").await {
+            Ok((record, ..)) => Ok(Some(record)),
+            Err(RepoError::Object(ObjectError::NotFound { .. })) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
