@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub mod conformance;
 pub mod faulty;
+mod keys;
 pub mod local;
 pub mod memory;
 pub mod probe;

@@ -1,1 +1,0 @@
-//! A local directory as an object store.
