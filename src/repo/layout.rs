@@ -18,10 +18,6 @@ pub fn key_box(id: uuid::Uuid) -> String {
     format!("{KEY_BOXES}{id}.json")
 }
 
-/// Folder of a cluster.
-pub fn cluster(cluster: &ClusterName) -> String {
-    format!("{CLUSTERS}{cluster}/")
-}
 
 /// Folder of a node's packs of blocks.
 pub fn packs(cluster: &ClusterName, node: &NodeName) -> String {

@@ -21,6 +21,8 @@ mod repository;
 mod runs;
 mod seal;
 mod table;
+#[cfg(test)]
+mod tests;
 mod tree_pages;
 pub mod verify;
 
