@@ -1,1 +1,4 @@
 //! Work over all nodes of a cluster: the coordinated cut and the restore.
+
+pub mod coordinator;
+mod identity;

@@ -120,6 +120,16 @@ impl Cut {
         }
     }
 
+    /// The event that a plain acknowledgement means now.
+    pub fn acknowledgement(&self) -> CutEvent {
+        match self.phase {
+            Phase::Freezing => CutEvent::Frozen,
+            Phase::Capturing => CutEvent::Captured,
+            // Only a late answer can come here: a thaw is answered with its proof.
+            Phase::Thawing | Phase::Done => CutEvent::Captured,
+        }
+    }
+
     /// Node number `node` reported `event`. Returns what to do next, if anything. Late and repeated events are harmless.
     pub fn handle(&mut self, node: usize, event: CutEvent, at: Duration) -> Option<CutRequest> {
         if self.phase == Phase::Done || node >= self.nodes.len() {

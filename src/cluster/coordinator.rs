@@ -1,0 +1,500 @@
+//! One coordinated snapshot of a whole cluster: prepare all, freeze all, capture all, thaw all, store all, publish.
+//!
+//! How it works: each node lives in a task of its own that takes orders one by one; what to order next is decided by the
+//! pure [`crate::model::cut`]. The stores run again after the thaw; storing takes as long as it takes.
+//!
+//! **Invariants.** Nothing is published unless every node asked for was stored whole (or `partial` was agreed to). Whatever
+//! happens, every node is told to give back what it took. A void cut is not repeated by itself: the operator decides
+//! whether the pause may be felt again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+
+use super::identity::stranger;
+use crate::agent::{NodeError, NodeErrorKind, NodeService, UploadReceipt};
+use crate::base::Clock;
+use crate::model::cut::{Cut, CutEvent, CutRequest, CutTimes, CutVerdict};
+use crate::model::ids::SnapshotId;
+use crate::model::manifest::{
+    CaptureProof, ClusterManifest, Consistency, CutKind, CutRecord, NodeDescription, NodeRecord, NodeStatus, NodeTotals,
+};
+use crate::model::names::{ClusterName, NodeName};
+use crate::model::time::Timestamp;
+use crate::repo::{ListedSnapshot, NodeOutcome, Publication, RepoError, Repository, RunRecord, RunStatus, SnapshotSource};
+
+/// How a snapshot is to be taken.
+#[derive(Debug, Clone)]
+pub struct SnapshotOptions {
+    /// Identity of the new snapshot.
+    pub uuid: SnapshotId,
+    /// Name of the cluster.
+    pub cluster: ClusterName,
+    /// `redis`, `files`, …
+    pub store: String,
+    /// What the nodes can do to agree on an instant.
+    pub cut_kind: CutKind,
+    /// Longest time that any node may stay frozen.
+    pub pause: Duration,
+    /// How long to wait for running saves and the like before the freeze.
+    pub patience: Duration,
+    /// Publish without nodes that were unreachable before the freeze or broke after the thaw.
+    pub partial: bool,
+    /// Bind the name anew, to this cluster.
+    pub adopt: bool,
+    /// The user's own words.
+    pub tags: BTreeMap<String, String>,
+}
+
+/// Where a snapshot stands, for progress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SnapshotPhase {
+    /// Asking the nodes what they are and whether they may be captured.
+    Preparing,
+    /// Writes are paused.
+    Cutting,
+    /// The stores run again; their data is being stored.
+    Storing,
+    /// Everything is stored; the manifest is being written.
+    Publishing,
+}
+
+/// A published snapshot.
+#[derive(Debug, Clone)]
+pub struct PublishedSnapshot {
+    /// Its name and key.
+    pub listed: ListedSnapshot,
+    /// Its manifest.
+    pub manifest: Arc<ClusterManifest>,
+}
+
+/// Why there is no snapshot, by what the operator can do about it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SnapshotError {
+    /// A node refused, could not be reached, or broke.
+    #[error("{error}")]
+    Node {
+        /// Which.
+        node: NodeName,
+        /// Why.
+        error: NodeError,
+    },
+    /// The nodes do not show one instant.
+    #[error("the cut is void: {0}")]
+    Void(String),
+    /// Another cluster is stored under this name.
+    #[error("cluster {cluster}: {reason}")]
+    Stranger {
+        /// The name.
+        cluster: ClusterName,
+        /// What does not fit.
+        reason: String,
+    },
+    /// The forks together need more memory than a host has.
+    #[error("{0}")]
+    Memory(String),
+    /// The operator interrupted it.
+    #[error("interrupted")]
+    Interrupted,
+    /// The repository.
+    #[error(transparent)]
+    Repository(#[from] RepoError),
+}
+
+/// One node and what is known of it.
+struct Member {
+    name: NodeName,
+    orders: mpsc::UnboundedSender<Order>,
+    description: NodeDescription,
+    proof: CaptureProof,
+    status: NodeStatus,
+    reason: Option<String>,
+    receipt: Option<UploadReceipt>,
+}
+
+enum Order {
+    Describe,
+    Prepare(Duration, Duration),
+    Freeze(Duration),
+    Capture,
+    Thaw,
+    Upload,
+    Abandon,
+}
+
+enum Answer {
+    Described(Box<NodeDescription>),
+    Done,
+    Thawed(CaptureProof),
+    Uploaded(Box<UploadReceipt>),
+    Failed(NodeError),
+}
+
+/// Takes one node's orders, in the order in which they come.
+async fn serve(index: usize, mut node: Box<dyn NodeService>, mut orders: mpsc::UnboundedReceiver<Order>, answers: mpsc::UnboundedSender<(usize, Answer)>) {
+    while let Some(order) = orders.recv().await {
+        let answer = match order {
+            Order::Describe => node.describe().await.map(|description| Answer::Described(Box::new(description))),
+            Order::Prepare(pause, patience) => node.prepare(pause, patience).await.map(|()| Answer::Done),
+            Order::Freeze(pause) => node.freeze(pause).await.map(|()| Answer::Done),
+            Order::Capture => node.capture().await.map(|()| Answer::Done),
+            Order::Thaw => node.thaw().await.map(Answer::Thawed),
+            Order::Upload => node.upload().await.map(|receipt| Answer::Uploaded(Box::new(receipt))),
+            Order::Abandon => {
+                node.abandon().await;
+                Ok(Answer::Done)
+            }
+        };
+        // Nobody listens any more when the coordinator was dropped; the node is still told to give back (below).
+        if answers.send((index, answer.unwrap_or_else(Answer::Failed))).is_err() {
+            break;
+        }
+    }
+    node.abandon().await;
+}
+
+/// The coordinator of one snapshot.
+pub struct Coordinator {
+    repository: Arc<Repository>,
+    clock: Arc<dyn Clock>,
+    options: SnapshotOptions,
+    interrupted: watch::Receiver<bool>,
+    on_phase: Box<dyn Fn(SnapshotPhase) + Send + Sync>,
+    members: Vec<Member>,
+    answers: mpsc::UnboundedReceiver<(usize, Answer)>,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for Coordinator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Coordinator").field("cluster", &self.options.cluster).finish_non_exhaustive()
+    }
+}
+
+impl Coordinator {
+    /// A coordinator over `nodes`. `interrupted` turning true gives the snapshot up, at once and in order.
+    pub fn new(
+        repository: Arc<Repository>,
+        clock: Arc<dyn Clock>,
+        options: SnapshotOptions,
+        nodes: Vec<Box<dyn NodeService>>,
+        interrupted: watch::Receiver<bool>,
+        on_phase: Box<dyn Fn(SnapshotPhase) + Send + Sync>,
+    ) -> Self {
+        let (answer_sender, answers) = mpsc::unbounded_channel();
+        let mut tasks = Vec::new();
+        let members = nodes
+            .into_iter()
+            .enumerate()
+            .map(|(index, node)| {
+                let (orders, received) = mpsc::unbounded_channel();
+                let name = node.name().clone();
+                tasks.push(tokio::spawn(serve(index, node, received, answer_sender.clone())));
+                Member { name, orders, description: NodeDescription::default(), proof: CaptureProof::none(), status: NodeStatus::Processing, reason: None, receipt: None }
+            })
+            .collect();
+        Self { repository, clock, options, interrupted, on_phase, members, answers, tasks }
+    }
+
+    /// Takes the snapshot. Whatever the outcome, the run is recorded and all nodes have given back what they took.
+    pub async fn run(mut self) -> Result<PublishedSnapshot, SnapshotError> {
+        let started_at = Timestamp(self.clock.wall_us());
+        let newest = self.repository.newest(&self.options.cluster, 1).await?.into_iter().next();
+        let parent = newest.as_ref().map(|snapshot| snapshot.uuid);
+        let guard = self.repository.announce(&self.options.cluster, self.options.uuid, parent, self.clock.clone()).await?;
+        let outcome = self.attempt(newest).await;
+        // Closing their channels tells the nodes to give back; each does so within its own deadlines.
+        for member in &mut self.members {
+            let (closed, _) = mpsc::unbounded_channel();
+            member.orders = closed;
+        }
+        for task in std::mem::take(&mut self.tasks) {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "a node's task ended badly");
+            }
+        }
+        self.record(started_at, &outcome).await;
+        guard.release().await;
+        outcome
+    }
+
+    async fn attempt(&mut self, newest: Option<ListedSnapshot>) -> Result<PublishedSnapshot, SnapshotError> {
+        (self.on_phase)(SnapshotPhase::Preparing);
+        self.ask_all(|| Order::Describe).await?;
+        self.check_identity(newest).await?;
+        check_memory(&self.present().map(|index| &self.members[index].description).collect::<Vec<_>>())?;
+        let (pause, patience) = (self.options.pause, self.options.patience);
+        self.ask_all(|| Order::Prepare(pause, patience)).await?;
+
+        (self.on_phase)(SnapshotPhase::Cutting);
+        let cut_at = Timestamp(self.clock.wall_us());
+        let times = self.cut().await?;
+        (self.on_phase)(SnapshotPhase::Storing);
+        tracing::info!(cluster = %self.options.cluster, pause = ?times.pause, "the cut is done; the stores run again");
+        self.store_all().await?;
+        (self.on_phase)(SnapshotPhase::Publishing);
+        let publication = self.publication(cut_at, times);
+        let (listed, manifest) = self.repository.publish(publication, Timestamp(self.clock.wall_us())).await?;
+        Ok(PublishedSnapshot { listed, manifest })
+    }
+
+    /// Numbers of the nodes that are still in.
+    fn present(&self) -> impl Iterator<Item = usize> + '_ {
+        self.members.iter().enumerate().filter(|(_, member)| member.status == NodeStatus::Processing).map(|(index, _)| index)
+    }
+
+    fn order(&self, index: usize, order: Order) {
+        // A task that is gone answers nothing; the deadline of whoever waits speaks then.
+        let _ = self.members[index].orders.send(order);
+    }
+
+    /// Asks every present node the same and waits for all. The first error ends the snapshot, except that with
+    /// `partial` an unreachable node is left out.
+    async fn ask_all(&mut self, order: impl Fn() -> Order) -> Result<(), SnapshotError> {
+        let asked: Vec<usize> = self.present().collect();
+        asked.iter().for_each(|index| self.order(*index, order()));
+        let mut first_error = None;
+        for _ in &asked {
+            let (index, answer) = self.next_answer().await?;
+            match answer {
+                Answer::Described(description) => self.members[index].description = *description,
+                Answer::Failed(error) if error.kind == NodeErrorKind::Unreachable && self.options.partial => {
+                    self.members[index].status = NodeStatus::Missing;
+                    self.members[index].reason = Some(error.message);
+                }
+                Answer::Failed(error) => {
+                    self.members[index].status = NodeStatus::Failed;
+                    self.members[index].reason = Some(error.message.clone());
+                    first_error.get_or_insert(SnapshotError::Node { node: self.members[index].name.clone(), error });
+                }
+                Answer::Done | Answer::Thawed(_) | Answer::Uploaded(_) => {}
+            }
+        }
+        first_error.map_or(Ok(()), Err)
+    }
+
+    async fn next_answer(&mut self) -> Result<(usize, Answer), SnapshotError> {
+        tokio::select! {
+            answer = self.answers.recv() => answer.ok_or_else(|| SnapshotError::Void("no node is left".to_owned())),
+            () = raised(&mut self.interrupted) => Err(SnapshotError::Interrupted),
+        }
+    }
+
+    async fn check_identity(&self, newest: Option<ListedSnapshot>) -> Result<(), SnapshotError> {
+        let Some(newest) = newest.filter(|_| !self.options.adopt) else { return Ok(()) };
+        let before = self.repository.manifest(&newest).await?;
+        let descriptions: Vec<_> = self.present().map(|index| self.members[index].description.clone()).collect();
+        match stranger(&before, &descriptions) {
+            None => Ok(()),
+            Some(reason) => Err(SnapshotError::Stranger { cluster: self.options.cluster.clone(), reason }),
+        }
+    }
+
+    /// Runs the cut to its verdict. Interrupting it thaws like any other trouble.
+    async fn cut(&mut self) -> Result<CutTimes, SnapshotError> {
+        let nodes: Vec<usize> = self.present().collect();
+        let (mut cut, request) = Cut::begin(nodes.len(), self.options.pause, self.clock.monotonic());
+        let mut next = Some(request);
+        let mut is_interrupted = false;
+        loop {
+            match next.take() {
+                Some(CutRequest::FreezeAll) => nodes.iter().for_each(|index| self.order(*index, Order::Freeze(self.options.pause))),
+                Some(CutRequest::CaptureAll) => nodes.iter().for_each(|index| self.order(*index, Order::Capture)),
+                Some(CutRequest::ThawAll) => nodes.iter().for_each(|index| self.order(*index, Order::Thaw)),
+                Some(CutRequest::Finish(CutVerdict::Good(times))) => return Ok(times),
+                Some(CutRequest::Finish(CutVerdict::Void { .. })) if is_interrupted => return Err(SnapshotError::Interrupted),
+                Some(CutRequest::Finish(CutVerdict::Void { node, reason })) => {
+                    if let Some(index) = node {
+                        self.members[nodes[index]].status = NodeStatus::Failed;
+                        self.members[nodes[index]].reason = Some(reason.clone());
+                    }
+                    return Err(SnapshotError::Void(reason));
+                }
+                None => {}
+            }
+            let wait = cut.next_deadline().map_or(Duration::ZERO, |deadline| deadline.saturating_sub(self.clock.monotonic()));
+            tokio::select! {
+                answer = self.answers.recv() => {
+                    let Some((index, answer)) = answer else { return Err(SnapshotError::Void("no node is left".to_owned())) };
+                    let Some(position) = nodes.iter().position(|node| *node == index) else { continue };
+                    let event = self.event(index, answer, &cut);
+                    next = cut.handle(position, event, self.clock.monotonic());
+                }
+                () = raised(&mut self.interrupted), if !is_interrupted => {
+                    is_interrupted = true;
+                    next = cut.handle(0, CutEvent::Failed("interrupted".to_owned()), self.clock.monotonic());
+                }
+                () = self.clock.sleep(wait) => next = cut.tick(self.clock.monotonic()),
+            }
+        }
+    }
+
+    fn event(&mut self, index: usize, answer: Answer, cut: &Cut) -> CutEvent {
+        match answer {
+            Answer::Thawed(proof) => {
+                self.members[index].proof = proof;
+                CutEvent::Thawed
+            }
+            Answer::Failed(error) => CutEvent::Failed(error.message),
+            // Orders are answered one by one, so the phase says what was answered; a late answer to an earlier order is
+            // passed over by the cut.
+            Answer::Done | Answer::Described(_) | Answer::Uploaded(_) => cut.acknowledgement(),
+        }
+    }
+
+    /// Stores all nodes at the same time: their forks are waiting.
+    async fn store_all(&mut self) -> Result<(), SnapshotError> {
+        let nodes: Vec<usize> = self.present().collect();
+        nodes.iter().for_each(|index| self.order(*index, Order::Upload));
+        for _ in &nodes {
+            let (index, answer) = self.next_answer().await?;
+            let member = &mut self.members[index];
+            match answer {
+                Answer::Uploaded(receipt) => {
+                    member.status = NodeStatus::Completed;
+                    member.receipt = Some(*receipt);
+                }
+                Answer::Failed(error) => {
+                    tracing::error!(node = %member.name, error = %error.message, "the node was not stored");
+                    member.status = NodeStatus::Failed;
+                    member.reason = Some(error.message.clone());
+                    // A repository that is away fails all of them; without consent to gaps one failure ends the run.
+                    if !self.options.partial || error.kind == NodeErrorKind::Repository {
+                        return Err(SnapshotError::Node { node: member.name.clone(), error });
+                    }
+                }
+                Answer::Done | Answer::Described(_) | Answer::Thawed(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn publication(&self, cut_at: Timestamp, times: CutTimes) -> Publication {
+        let stored = || self.members.iter().filter(|member| member.status == NodeStatus::Completed);
+        let consistent = stored().map(|member| member.proof.consistent).min().unwrap_or(Consistency::No);
+        // One node agrees with itself; several agree only when something made them.
+        let scope = if stored().count() > 1 && consistent == Consistency::No { "node" } else { "cluster" };
+        let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        Publication {
+            uuid: self.options.uuid,
+            cluster: self.options.cluster.clone(),
+            cut_at,
+            store: self.options.store.clone(),
+            cut: CutRecord {
+                kind: self.options.cut_kind,
+                consistent,
+                scope: scope.to_owned(),
+                pause_us: micros(times.pause),
+                capture_us: micros(times.capture),
+                skew_us: micros(times.skew),
+            },
+            nodes: self.members.iter().map(record).collect(),
+            tags: self.options.tags.clone(),
+        }
+    }
+
+    async fn record(&self, started_at: Timestamp, outcome: &Result<PublishedSnapshot, SnapshotError>) {
+        let nodes = self.members.iter().map(|member| {
+            let totals = member.receipt.as_ref().map_or_else(NodeTotals::default, |receipt| receipt.totals);
+            // What was under way when the run ended was not stored.
+            let status = if member.status == NodeStatus::Processing { NodeStatus::Failed } else { member.status };
+            let outcome = NodeOutcome { status, reason: member.reason.clone(), files: totals.files, total_bytes: totals.total_bytes, new_bytes: totals.new_bytes };
+            (member.name.clone(), outcome)
+        });
+        let record = RunRecord {
+            uuid: self.options.uuid,
+            cluster: self.options.cluster.clone(),
+            date: outcome.as_ref().ok().map(|published| published.listed.date),
+            status: match outcome {
+                Ok(published) if published.listed.is_complete => RunStatus::Completed,
+                Ok(_) => RunStatus::Partial,
+                Err(_) => RunStatus::Failed,
+            },
+            reason: outcome.as_ref().err().map(ToString::to_string),
+            started_at,
+            ended_at: Timestamp(self.clock.wall_us()),
+            nodes: nodes.collect(),
+        };
+        if let Err(error) = self.repository.record_run(&record).await {
+            tracing::warn!(%error, "how the run ended could not be recorded");
+        }
+    }
+}
+
+fn record(member: &Member) -> NodeRecord {
+    let mut proof = member.proof.clone();
+    if let Some(receipt) = &member.receipt {
+        proof.checks.extend(receipt.checked.iter().cloned());
+    }
+    NodeRecord {
+        name: member.name.clone(),
+        status: member.status,
+        reason: member.reason.clone(),
+        manifest: member.receipt.as_ref().map(|receipt| receipt.manifest),
+        description: member.description.clone(),
+        proof,
+        keys: member.receipt.as_ref().and_then(|receipt| receipt.keys),
+        totals: member.receipt.as_ref().map_or_else(NodeTotals::default, |receipt| receipt.totals),
+    }
+}
+
+/// Returns when the flag is raised; never when its owner is gone without raising it.
+async fn raised(flag: &mut watch::Receiver<bool>) {
+    if flag.wait_for(|raised| *raised).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Share of a store's memory that is allowed for pages copied while its fork writes: a busy store rewrites a part of its
+/// data in the seconds to minutes of a dump, rarely more than a quarter.
+const FORK_SHARE: (u64, u64) = (1, 4);
+
+/// All forks of one host must fit beside what runs there. Looks at what drivers say in `settings`: `used_memory_rss` and
+/// `total_system_memory`, both bytes; nodes without them are not counted.
+fn check_memory(nodes: &[&NodeDescription]) -> Result<(), SnapshotError> {
+    let number = |node: &NodeDescription, key: &str| node.settings.get(key).and_then(|value| value.parse::<u64>().ok());
+    let mut hosts: BTreeMap<&str, (u64, u64, usize)> = BTreeMap::new();
+    for node in nodes {
+        let (Some(used), Some(total)) = (number(node, "used_memory_rss"), number(node, "total_system_memory")) else { continue };
+        let host = node.address.rsplit_once(':').map_or(node.address.as_str(), |(host, _)| host);
+        let entry = hosts.entry(host).or_insert((0, total, 0));
+        *entry = (entry.0.saturating_add(used), entry.1.min(total), entry.2 + 1);
+    }
+    for (host, (used, total, count)) in hosts {
+        let needed = used.saturating_add(used / FORK_SHARE.1 * FORK_SHARE.0);
+        if needed > total {
+            let mib = |bytes: u64| bytes / (1024 * 1024);
+            return Err(SnapshotError::Memory(format!(
+                "{host}: its {count} stores use {} MiB and may need {} MiB while they fork together, but the host has {} MiB; snapshot fewer of its nodes at once, or give it memory",
+                mib(used),
+                mib(needed),
+                mib(total)
+            )));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(host: &str, used_mib: u64) -> NodeDescription {
+        let settings = [("used_memory_rss", used_mib << 20), ("total_system_memory", 1000 << 20)].map(|(key, value)| (key.to_owned(), value.to_string()));
+        NodeDescription { address: format!("{host}:6379"), settings: settings.into(), ..NodeDescription::default() }
+    }
+
+    #[test]
+    fn forks_that_do_not_fit_one_host_together_are_refused() {
+        assert!(check_memory(&[&node("a", 700), &node("b", 700)]).is_ok());
+        let refused = check_memory(&[&node("a", 500), &node("b", 100), &node("a", 400)]).expect_err("900 and a quarter are more than 1000");
+        assert!(refused.to_string().starts_with("a: its 2 stores use 900 MiB"), "{refused}");
+    }
+
+    #[test]
+    fn nodes_that_say_nothing_of_memory_are_not_counted() {
+        assert!(check_memory(&[&NodeDescription::default()]).is_ok());
+    }
+}

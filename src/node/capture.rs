@@ -1,0 +1,149 @@
+//! From a captured node to a stored one: the driver's entries go through the repository's writer, in the driver's order.
+//!
+//! **Invariants.** A stream is stored only after its own check passed. A file that changed while it was read fails the
+//! node: no torn file is ever stored as if it were whole.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+
+use crate::driver::{CapturedContent, CapturedEntry, DriverError, StoreDriver};
+use crate::model::ids::SnapshotId;
+use crate::model::manifest::{FileClass, Fingerprint, KeyCounts};
+use crate::model::names::{ClusterName, NodeName};
+use crate::repo::{EntryMeta, NodeReceipt, NodeTree, NodeWriter, RepoError, Repository, WriterOptions};
+
+/// Where a node is stored.
+#[derive(Debug, Clone)]
+pub struct NodeCapture {
+    /// The repository.
+    pub repository: Arc<Repository>,
+    /// The cluster.
+    pub cluster: ClusterName,
+    /// The node.
+    pub node: NodeName,
+    /// The snapshot being made.
+    pub snapshot: SnapshotId,
+    /// The tree whose blocks may be reused.
+    pub parent: Option<NodeTree>,
+    /// How to store.
+    pub options: WriterOptions,
+}
+
+/// Why a node was not stored.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum UploadError {
+    /// The node or what it delivered.
+    #[error(transparent)]
+    Driver(#[from] DriverError),
+    /// The repository.
+    #[error(transparent)]
+    Repository(#[from] RepoError),
+}
+
+/// What was stored.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoredNode {
+    /// Manifest and sizes.
+    pub receipt: NodeReceipt,
+    /// Keys of the dump, where they were counted.
+    pub keys: Option<KeyCounts>,
+    /// What was checked while the bytes passed.
+    pub checked: Vec<String>,
+}
+
+impl NodeCapture {
+    /// Collects from the driver and stores everything. The node is not frozen any more.
+    pub async fn upload(&self, driver: &mut dyn StoreDriver) -> Result<StoredNode, UploadError> {
+        let mut writer = NodeWriter::begin(
+            self.repository.clone(),
+            self.cluster.clone(),
+            self.node.clone(),
+            self.snapshot,
+            self.parent.clone(),
+            self.options.clone(),
+        )
+        .await?;
+        let (mut keys, mut checked) = (None, Vec::new());
+        for entry in driver.collect().await? {
+            if let Some(facts) = self.store(&mut writer, entry).await? {
+                keys = keys.or(facts.keys);
+                checked.extend(facts.checked);
+            }
+        }
+        checked.dedup();
+        Ok(StoredNode { receipt: writer.finish().await?, keys, checked })
+    }
+
+    async fn store(&self, writer: &mut NodeWriter, entry: CapturedEntry) -> Result<Option<crate::driver::StreamFacts>, UploadError> {
+        let CapturedEntry { path, class, mode, owner, modified_ns, block_bytes, content, .. } = entry;
+        let meta = EntryMeta { path: path.clone(), mode, owner, modified_ns };
+        match content {
+            CapturedContent::Nothing => writer.add_directory(meta)?,
+            CapturedContent::LinkTarget(target) => writer.add_link(meta, target)?,
+            CapturedContent::SameAs(other) => writer.add_same(meta, class, &other)?,
+            CapturedContent::Literal(bytes) => {
+                writer.add_stream(meta, class, block_bytes, &mut &bytes[..]).await?;
+            }
+            CapturedContent::Stream(mut stream) => {
+                writer.add_stream(meta, class, block_bytes, &mut stream).await.map_err(|error| self.source(error))?;
+                return Ok(Some(stream.finish().await?));
+            }
+            CapturedContent::File { file, length_bytes, fingerprint } => {
+                if let Some(now) = &fingerprint
+                    && writer.add_unchanged(&meta, length_bytes, now).await?
+                {
+                    return Ok(None);
+                }
+                let again = file.try_clone().map_err(|error| self.broken(&path.to_string(), &error.to_string()))?;
+                writer.add_file(meta, class, block_bytes, file, length_bytes, fingerprint).await.map_err(|error| self.source(error))?;
+                if !is_still(&again, class, length_bytes, fingerprint.as_ref()) {
+                    return Err(self.broken(&path.to_string(), "it changed while it was read; stop its writer, or take it from a file system snapshot").into());
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reading a captured file or stream broke: the node is to blame, not the repository.
+    fn source(&self, error: RepoError) -> UploadError {
+        match error {
+            RepoError::Source { what, reason } => self.broken(&what, &reason).into(),
+            other => other.into(),
+        }
+    }
+
+    fn broken(&self, what: &str, reason: &str) -> DriverError {
+        DriverError::Broken { node: self.node.to_string(), reason: format!("{what}: {reason}") }
+    }
+}
+
+/// The captured bytes are still those of the capture: immutable and append-only files may not shrink, others may not
+/// change at all.
+fn is_still(file: &File, class: FileClass, length_bytes: u64, then: Option<&Fingerprint>) -> bool {
+    let Ok(now) = file.metadata() else { return false };
+    let modified_ns = now.mtime().saturating_mul(1_000_000_000).saturating_add(now.mtime_nsec());
+    match (class, then) {
+        (FileClass::Rewritten, Some(then)) => modified_ns == then.modified_ns && now.len() == length_bytes,
+        _ => now.len() >= length_bytes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn a_rewritten_file_may_not_change_and_an_append_only_one_may_grow() {
+        let mut file = tempfile::tempfile().expect("a file");
+        file.write_all(b"12345").expect("writes");
+        let meta = file.metadata().expect("stat");
+        let then = Fingerprint { device: 0, inode: 0, modified_ns: meta.mtime() * 1_000_000_000 + meta.mtime_nsec(), captured_ns: 0 };
+        assert!(is_still(&file, FileClass::Rewritten, 5, Some(&then)));
+        assert!(is_still(&file, FileClass::AppendOnly, 4, Some(&then)));
+        assert!(!is_still(&file, FileClass::AppendOnly, 6, Some(&then)));
+        assert!(!is_still(&file, FileClass::Rewritten, 4, Some(&then)));
+        assert!(!is_still(&file, FileClass::Rewritten, 5, Some(&Fingerprint { modified_ns: 1, ..then })));
+    }
+}
