@@ -121,7 +121,6 @@ enum Order {
     Capture,
     Thaw,
     Upload,
-    Abandon,
 }
 
 enum Answer {
@@ -142,10 +141,6 @@ async fn serve(index: usize, mut node: Box<dyn NodeService>, mut orders: mpsc::U
             Order::Capture => node.capture().await.map(|()| Answer::Done),
             Order::Thaw => node.thaw().await.map(Answer::Thawed),
             Order::Upload => node.upload().await.map(|receipt| Answer::Uploaded(Box::new(receipt))),
-            Order::Abandon => {
-                node.abandon().await;
-                Ok(Answer::Done)
-            }
         };
         // Nobody listens any more when the coordinator was dropped; the node is still told to give back (below).
         if answers.send((index, answer.unwrap_or_else(Answer::Failed))).is_err() {
@@ -451,10 +446,10 @@ async fn raised(flag: &mut watch::Receiver<bool>) {
 /// data in the seconds to minutes of a dump, rarely more than a quarter.
 const FORK_SHARE: (u64, u64) = (1, 4);
 
-/// All forks of one host must fit beside what runs there. Looks at what drivers say in `settings`: `used_memory_rss` and
+/// All forks of one host must fit beside what runs there. Looks at what drivers say in `notes`: `used_memory_rss` and
 /// `total_system_memory`, both bytes; nodes without them are not counted.
 fn check_memory(nodes: &[&NodeDescription]) -> Result<(), SnapshotError> {
-    let number = |node: &NodeDescription, key: &str| node.settings.get(key).and_then(|value| value.parse::<u64>().ok());
+    let number = |node: &NodeDescription, key: &str| node.notes.get(key).and_then(|value| value.parse::<u64>().ok());
     let mut hosts: BTreeMap<&str, (u64, u64, usize)> = BTreeMap::new();
     for node in nodes {
         let (Some(used), Some(total)) = (number(node, "used_memory_rss"), number(node, "total_system_memory")) else { continue };
@@ -483,7 +478,7 @@ mod tests {
 
     fn node(host: &str, used_mib: u64) -> NodeDescription {
         let settings = [("used_memory_rss", used_mib << 20), ("total_system_memory", 1000 << 20)].map(|(key, value)| (key.to_owned(), value.to_string()));
-        NodeDescription { address: format!("{host}:6379"), settings: settings.into(), ..NodeDescription::default() }
+        NodeDescription { address: format!("{host}:6379"), notes: settings.into(), ..NodeDescription::default() }
     }
 
     #[test]
