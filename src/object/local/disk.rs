@@ -281,7 +281,7 @@ fn status_of(status: &rustix::fs::Stat) -> FileStatus {
     FileStatus {
         kind: kind_of(FileType::from_raw_mode(status.st_mode)),
         size_bytes: u64::try_from(status.st_size).unwrap_or(0),
-        modified_ns: i128::from(status.st_mtime) * 1_000_000_000 + status.st_mtime_nsec as i128,
+        modified_ns: i128::from(status.st_mtime) * 1_000_000_000 + i128::from(status.st_mtime_nsec),
         inode: status.st_ino,
     }
 }

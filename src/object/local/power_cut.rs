@@ -139,7 +139,7 @@ impl SimulatedDisk {
     fn step(&self, what: String) -> Result<MutexGuard<'_, State>> {
         let mut state = self.state();
         if state.power_until.is_some_and(|until| state.steps >= until) {
-            return Err(Error::new(ErrorKind::Other, "the power is gone"));
+            return Err(Error::other("the power is gone"));
         }
         state.steps += 1;
         state.log.push(what);

@@ -33,6 +33,8 @@ mod client;
 mod errors;
 mod listing;
 mod options;
+#[cfg(test)]
+mod tests;
 
 /// Room made for a whole object before its bytes are there: no object of ours is larger than a pack and its directory.
 /// Larger ones grow as they come.
@@ -330,32 +332,5 @@ impl ObjectStore for S3Store {
     fn assume(&self, capabilities: &Capabilities) {
         let checks = if capabilities.checks_uploads { CHECKS } else { CHECKS_NOT };
         self.checks_uploads.store(checks, Ordering::Relaxed);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn content_ranges_are_read_as_half_open() {
-        assert_eq!(parsed_range("bytes 5-9/100"), Some((5, 10)));
-        assert_eq!(parsed_range("bytes 0-0/*"), Some((0, 1)));
-        for bad in ["", "bytes */100", "bytes 5-/100", "items 5-9/100", "bytes 0-18446744073709551615/1"] {
-            assert_eq!(parsed_range(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_range_that_was_not_asked_for_is_refused() {
-        let answer = |text: Option<&str>, length: i64| {
-            let answer = GetObjectOutput::builder().set_content_range(text.map(str::to_owned)).content_length(length);
-            delivered_bytes("key", Some(&(5..10)), &answer.build())
-        };
-        assert_eq!(answer(Some("bytes 5-9/100"), 5).ok(), Some(5));
-        assert_eq!(answer(None, 5).ok(), Some(5), "called the whole, but of the range's length");
-        assert!(matches!(answer(Some("bytes 5-8/9"), 4), Err(ObjectError::ShortRange { .. })));
-        assert!(matches!(answer(Some("bytes 4-8/100"), 5), Err(ObjectError::Invalid { .. })));
-        assert!(matches!(answer(None, 100), Err(ObjectError::Invalid { .. })));
     }
 }
