@@ -163,6 +163,31 @@ async fn a_listing_that_lies_is_refused() {
 }
 
 #[tokio::test]
+async fn a_profile_that_is_not_there_is_denied_without_asking_anybody() {
+    let server = Scripted::new(&[]);
+    let options = S3Options { profile: Some("absent".to_owned()), ..server.store().options };
+    let error = S3Store::new(options).expect("good options").get("key", None).await.expect_err("no credentials");
+    assert!(matches!(error, ObjectError::Denied { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_server_that_never_answers_is_unavailable_within_the_limits() {
+    let server = Scripted::new(&[]);
+    // The system takes the connection; nobody reads it.
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
+    let short = Duration::from_millis(200);
+    for (read_timeout, operation_timeout) in [(short, Duration::from_secs(60)), (Duration::from_secs(60), short)] {
+        let endpoint = Some(endpoint.clone());
+        let options = S3Options { endpoint, read_timeout, operation_timeout, max_attempts: 2, ..server.store().options };
+        let begin = std::time::Instant::now();
+        let error = S3Store::new(options).expect("good options").get("key", None).await.expect_err("no answer");
+        assert!(error.is_transient(), "{error:?}");
+        assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    }
+}
+
+#[tokio::test]
 async fn a_page_of_foreign_objects_alone_is_not_the_end() {
     let (first, second) = (page(&["base/a/"], true), page(&["base/a/1"], false));
     let server = Scripted::new(&[("200 OK", &first), ("200 OK", &second)]);
