@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{ObjectEntry, ObjectError, ObjectPage, ObjectStore, ObjectVersion, PutMode, PutReceipt};
+use super::{Capabilities, ObjectEntry, ObjectError, ObjectPage, ObjectStore, ObjectVersion, PutMode, PutReceipt};
 
 /// A verb of the port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -270,6 +270,10 @@ impl ObjectStore for FaultyStore {
 
     async fn put_with_wrong_checksum(&self, key: &str, body: Bytes) -> Result<(), ObjectError> {
         self.inner.put_with_wrong_checksum(key, body).await
+    }
+
+    fn assume(&self, capabilities: &Capabilities) {
+        self.inner.assume(capabilities);
     }
 }
 

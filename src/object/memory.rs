@@ -187,6 +187,8 @@ mod tests {
 
     #[tokio::test]
     async fn memory_keeps_every_promise() {
-        conformance::all(&MemoryStore::new(), &conformance::EVERYTHING).await;
+        let store = MemoryStore::new();
+        conformance::all(&store, &conformance::EVERYTHING).await;
+        conformance::strict(&store).await;
     }
 }

@@ -17,8 +17,14 @@ pub mod faulty;
 mod keys;
 pub mod local;
 pub mod memory;
+mod open;
 pub mod probe;
 pub mod s3;
+
+pub use keys::{LONGEST_COMPONENT_BYTES, LONGEST_KEY_BYTES, check_key};
+pub use open::{create, open};
+pub use probe::probe;
+pub use s3::{S3Options, ServerEncryption};
 
 /// How a put treats an object that is already there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,6 +124,10 @@ pub trait ObjectStore: Send + Sync + Debug {
     async fn put_with_wrong_checksum(&self, _key: &str, _body: Bytes) -> Result<(), ObjectError> {
         Ok(())
     }
+
+    /// Tells the store what it was seen to do when it was probed: how far its own receipts may be believed.
+    /// The default does not care.
+    fn assume(&self, _capabilities: &Capabilities) {}
 }
 
 /// Every object under `prefix`, in order, page by page.

@@ -1,3 +1,6 @@
 //! The integration tests: real servers, the real kernel.
 
-fn main() {}
+mod support {
+    pub mod s3;
+}
+mod object_store;

@@ -183,7 +183,9 @@ impl Disk for HostDisk {
             // Not every file system knows the flag (NFS does not): a hard link is as exclusive.
             Err(Errno::INVAL | Errno::NOSYS) => {
                 linkat(&from_folder, from_name, &to_folder, to_name, AtFlags::empty())?;
-                Ok(unlinkat(&from_folder, from_name, AtFlags::empty())?)
+                // The object is in place; a name that stays behind is swept one day.
+                let _ = unlinkat(&from_folder, from_name, AtFlags::empty());
+                Ok(())
             }
             Err(error) => Err(error.into()),
         }
@@ -281,7 +283,7 @@ fn status_of(status: &rustix::fs::Stat) -> FileStatus {
     FileStatus {
         kind: kind_of(FileType::from_raw_mode(status.st_mode)),
         size_bytes: u64::try_from(status.st_size).unwrap_or(0),
-        modified_ns: i128::from(status.st_mtime) * 1_000_000_000 + status.st_mtime_nsec as i128,
+        modified_ns: i128::from(status.st_mtime) * 1_000_000_000 + i128::from(status.st_mtime_nsec),
         inode: status.st_ino,
     }
 }
