@@ -14,7 +14,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::io::AsyncRead;
 
-use crate::model::manifest::{CaptureProof, FileClass, FileKind, NodeDescription, Ownership};
+use crate::model::manifest::{CaptureProof, FileClass, FileKind, KeyCounts, NodeDescription, Ownership};
 use crate::model::names::TreePath;
 
 pub mod conformance;
@@ -92,10 +92,8 @@ pub trait CaptureStream: AsyncRead + Send + Unpin {
 /// What a checked stream turned out to hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StreamFacts {
-    /// Keys in the dump, expired ones included; `None` where the format does not tell.
-    pub keys: Option<u64>,
-    /// Keys whose expiry lay before the capture.
-    pub keys_expired: Option<u64>,
+    /// Keys in the dump; `None` where the format does not tell.
+    pub keys: Option<KeyCounts>,
     /// What was checked, for the manifest: `rdb-crc64`, `rdb-structure`, …
     pub checked: Vec<String>,
 }

@@ -36,13 +36,7 @@ pub(super) fn layout(kind: u8, valkey: bool) -> Option<&'static [Element]> {
         4 => &[Loop(&[Text, Text])],
         5 => &[Loop(&[Text, Skip(8)])],
         7 => &[Number, Module],
-        15 => &[
-            Loop(&[Text, Text]),
-            Number,
-            Number,
-            Number,
-            Loop(&[Text, Number, Number, STREAM_PENDING, STREAM_CONSUMER]),
-        ],
+        15 => &[Loop(&[Text, Text]), Number, Number, Number, Loop(&[Text, Number, Number, STREAM_PENDING, STREAM_CONSUMER])],
         18 => &[Loop(&[Number, Text])],
         19 => &[
             Loop(&[Text, Text]),
