@@ -1,3 +1,4 @@
 //! The integration tests: real servers, the real kernel.
 
-fn main() {}
+mod redis_driver;
+mod support;
