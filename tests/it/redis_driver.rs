@@ -72,6 +72,8 @@ async fn the_driver_keeps_the_promises_of_the_port_with_both_versions_and_forms(
             let server = Server::start(&binary, arguments);
             fill_all_types(&server);
             conformance::all(&mut driver(server.options())).await;
+            let on_disk = arguments.contains(&"no") && server.info("redis_version").starts_with('6');
+            assert_eq!(server.directory().join("dump.rdb").exists(), on_disk);
         }
     }
 }
@@ -144,7 +146,8 @@ async fn a_dropped_driver_thaws() {
     let start = Instant::now();
     server.command(&["SET", "k", "v"]);
     assert!(start.elapsed() < Duration::from_secs(10));
-    server.wait_for("the delay as it was", |server| server.command(&["CONFIG", "GET", "repl-diskless-sync-delay"]).ends_with('5'));
+    server
+        .wait_for("the delay as it was", |server| server.command(&["CONFIG", "GET", "repl-diskless-sync-delay"]).ends_with('5'));
 }
 
 async fn refusal(options: RedisOptions) -> DriverError {
@@ -169,17 +172,8 @@ async fn a_wrong_password_is_denied() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_right_is_named() {
-    const RIGHTS: [&str; 9] = [
-        "+ping",
-        "+info",
-        "+time",
-        "+config|get",
-        "+client|pause",
-        "+client|unpause",
-        "+client|setname",
-        "+psync",
-        "+replconf",
-    ];
+    const RIGHTS: [&str; 9] =
+        ["+ping", "+info", "+time", "+config|get", "+client|pause", "+client|unpause", "+client|setname", "+psync", "+replconf"];
     for binary in both() {
         let server = Server::start(&binary, &["--save", "3600 1"]);
         let options = || RedisOptions { user: Some("bk".to_owned()), password: Some(Password::new("pw")), ..server.options() };
@@ -235,8 +229,10 @@ async fn a_cluster_is_discovered_and_refused_while_slots_migrate() {
         let found = discover(&servers[1].options()).await.expect("discovered");
         let mut ports: Vec<u16> = servers.iter().map(|server| server.port).collect();
         ports.sort_unstable();
-        let mut found_ports: Vec<u16> =
-            found.iter().map(|node| node.node.as_str().strip_prefix("127.0.0.1_").expect("named so").parse().expect("a port")).collect();
+        let mut found_ports: Vec<u16> = found
+            .iter()
+            .map(|node| node.node.as_str().strip_prefix("127.0.0.1_").expect("named so").parse().expect("a port"))
+            .collect();
         found_ports.sort_unstable();
         assert_eq!(found_ports, ports);
 
