@@ -3,4 +3,7 @@
 //! Pure: bytes in, facts out; no I/O. Lengths are never believed before the bytes are there.
 
 pub mod aof;
+pub mod checksum;
+mod lzf;
 pub mod rdb;
+mod rdb_layout;
