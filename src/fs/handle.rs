@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::fs::attributes::{Attributes, Owner};
-use crate::fs::catalogue::{Directory, Opened};
+use crate::fs::catalogue::Directory;
 use crate::fs::error::FsError;
 use crate::fs::inode::{Inode, NodeKey, Place};
 use crate::fs::names::{LATEST, SnapshotNames};
@@ -133,8 +133,8 @@ pub enum DirectoryContent {
     Clusters(Arc<Vec<ClusterName>>),
     /// A cluster.
     Snapshots(Arc<SnapshotNames>),
-    /// A snapshot: its nodes with their attributes, and the description.
-    Nodes(Arc<Opened>, Vec<(Arc<NodeKey>, Attributes)>),
+    /// A snapshot: the attributes of its description, and its nodes with theirs.
+    Nodes(Attributes, Vec<(Arc<NodeKey>, Attributes)>),
     /// A directory of a node.
     Entries(Arc<NodeKey>, Arc<Directory>),
 }
@@ -203,11 +203,11 @@ impl OpenDirectory {
                 let shown = names.shown().get(behind_latest)?;
                 Some((shown.name.as_bytes().to_vec(), FileKind::Directory, Place::Snapshot(shown.clone()), None))
             }
-            DirectoryContent::Nodes(_, nodes) => {
+            DirectoryContent::Nodes(description, nodes) => {
                 if index == 0 {
                     let Place::Snapshot(shown) = &self.inode.place else { return None };
                     let place = Place::Description(shown.clone());
-                    return Some((crate::fs::DESCRIPTION.into(), FileKind::File, place, None));
+                    return Some((crate::fs::DESCRIPTION.into(), FileKind::File, place, Some(*description)));
                 }
                 let (node, attributes) = nodes.get(index - 1)?;
                 let place = Place::Captured { node: node.clone(), path: Default::default(), target: None };

@@ -167,11 +167,8 @@ impl SnapshotFs {
             }
             Place::Alias { shown, .. } => Attributes::own_link(number, owner, date_ns(shown), shown.name.len() as u64),
             Place::Snapshot(shown) => Attributes::own_directory(number, owner, date_ns(shown)),
-            Place::Description(shown) => {
-                let size = self.catalogue.known_snapshot(shown).map_or(0, |opened| opened.description().len() as u64);
-                Attributes::own_file(number, owner, date_ns(shown), size)
-            }
-            Place::Captured { .. } => {
+            // Those of a description need its length: see `description`.
+            Place::Description(_) | Place::Captured { .. } => {
                 let directory = Attributes::own_directory(number, owner, self.began_ns);
                 Attributes { mode: UNREADABLE_MODE, ..directory }
             }
@@ -232,6 +229,13 @@ impl SnapshotFs {
         (place, attributes)
     }
 
+    fn description(&self, shown: &Arc<Shown>, opened: &Opened) -> Child {
+        let place = Place::Description(shown.clone());
+        let size = opened.description().len() as u64;
+        let attributes = Attributes::own_file(place.number(), self.own_owner(), date_ns(shown), size);
+        (place, attributes)
+    }
+
     fn entry(&self, node: &Arc<NodeKey>, entry: &TreeEntry) -> Child {
         let target = entry.target.as_deref().map(Box::from);
         let place = Place::Captured { node: node.clone(), path: entry.path.clone(), target };
@@ -283,7 +287,7 @@ impl SnapshotFs {
             Place::Snapshot(shown) => {
                 let opened = self.catalogue.known_snapshot(shown)?;
                 if name == DESCRIPTION.as_bytes() {
-                    return Some(Ok(self.own(Place::Description(shown.clone()))));
+                    return Some(Ok(self.description(shown, &opened)));
                 }
                 let Some(node) = self.node_key(shown, &opened, name) else { return absent };
                 let opened = self.catalogue.known_node(&node)?;
@@ -321,7 +325,7 @@ impl SnapshotFs {
             Place::Snapshot(shown) => {
                 let opened = self.catalogue.snapshot(shown).await?;
                 if name == DESCRIPTION.as_bytes() {
-                    return Ok(self.own(Place::Description(shown.clone())));
+                    return Ok(self.description(shown, &opened));
                 }
                 let node = self.node_key(shown, &opened, name).ok_or(FsError::NotFound)?;
                 let opened = self.catalogue.node(&node).await?;
@@ -375,7 +379,7 @@ impl SnapshotFs {
             Place::Snapshot(shown) => {
                 let opened = self.catalogue.known_snapshot(shown)?;
                 let nodes: Option<Vec<_>> = opened.nodes().map(|name| self.known_node(shown, name)).collect();
-                DirectoryContent::Nodes(opened, nodes?)
+                DirectoryContent::Nodes(self.description(shown, &opened).1, nodes?)
             }
             Place::Alias { .. } | Place::Description(_) | Place::Captured { .. } => return Some(Err(FsError::NotADirectory)),
         };
@@ -418,7 +422,7 @@ impl SnapshotFs {
                     opened.nodes().map(|name| Arc::new(NodeKey { shown: shown.clone(), name: name.clone() })).collect();
                 let nodes = futures::stream::iter(keys).map(|node| self.node_attributes(node)).buffered(NODES_AT_A_TIME);
                 let nodes = nodes.collect().await;
-                DirectoryContent::Nodes(opened, nodes)
+                DirectoryContent::Nodes(self.description(shown, &opened).1, nodes)
             }
             Place::Alias { .. } | Place::Description(_) => return Err(FsError::NotADirectory),
         })
