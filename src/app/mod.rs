@@ -1,1 +1,3 @@
 //! The programs: configuration, command lines, wiring, output.
+
+pub mod mount;

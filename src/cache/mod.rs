@@ -25,4 +25,6 @@ pub trait BlockCache: Send + Sync + Debug {
     fn put(&self, id: BlockId, block: Bytes);
     /// Bytes kept now.
     fn used_bytes(&self) -> u64;
+    /// The most that is ever kept; read-ahead stays well below it.
+    fn limit_bytes(&self) -> u64;
 }

@@ -1,1 +1,19 @@
 //! The kernel's side of the mount.
+//!
+//! [`adapter`] translates the kernel's requests into calls of [`crate::fs::SnapshotFs`] and nothing else; [`session`]
+//! mounts and ends; [`mounts`] reads the kernel's table of mounts and takes mounts off it, also dead ones.
+//!
+//! **Invariants.** A session thread never waits for the source: what needs I/O moves into a bounded task with its reply.
+//! A panic answers one request with EIO and ends nothing.
+//!
+//! **Not here**: what is shown (`fs`), which directories may be mounted on (`app`).
+
+pub mod adapter;
+pub mod mounts;
+pub mod session;
+
+pub use mounts::MountEntry;
+pub use session::{Session, SessionOptions};
+
+/// File system type as the kernel's table shows it: how a mount of ours is told from others'.
+pub const KERNEL_TYPE: &str = "fuse.tintype";

@@ -1,0 +1,464 @@
+//! Serving a tree at a mountpoint and taking it away: what may be mounted on, readiness, the end.
+//!
+//! [`serve`] is the whole life of one mount inside one process. The program that runs it in the background learns from a
+//! pipe when the tree is served, see [`Readiness`]. [`unmount`] works from any process, also when the serving one is dead
+//! or stuck.
+//!
+//! **Invariants.** A mountpoint is only looked at after the kernel's table said that nothing dead or hanging is there.
+//! Nothing is mounted over files, over another mount, or where the mount would feed on itself. However serving ends, the
+//! mount is gone afterwards.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+
+use crate::base::SystemClock;
+use crate::cache::MemoryCache;
+use crate::fs::{FsOptions, Owner, SnapshotFs};
+use crate::fuse::mounts::{MountEntry, mounted_at, take_off};
+use crate::fuse::{Session, SessionOptions};
+use crate::read::{BlockReader, ReadOptions};
+use crate::repo::SnapshotSource;
+
+/// How long something that could hang (a look at a mountpoint, an unmount) is waited for.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long an unmount waits for those who still use the tree before it is taken away under them.
+const BUSY_PATIENCE: Duration = Duration::from_secs(1);
+/// Between two looks at a state that nothing tells us of.
+const POLL: Duration = Duration::from_millis(20);
+/// A cache smaller than this would throw blocks away between two reads of the same one.
+const CACHE_BYTES_MIN: u64 = 32 << 20;
+
+/// What and how to serve.
+#[derive(Debug, Clone)]
+pub struct MountOptions {
+    /// An empty directory that nothing is mounted on.
+    pub mountpoint: PathBuf,
+    /// Others than the mounting user may look, as far as owners and modes allow it.
+    pub allow_other: bool,
+    /// Replaces the owner of everything shown.
+    pub owner: Option<Owner>,
+    /// Memory for blocks; at least 32 MiB are used.
+    pub cache_bytes: u64,
+    /// No call on the tree takes longer.
+    pub deadline: Duration,
+    /// For how long a listing is served without looking whether there are new snapshots.
+    pub fresh_for: Duration,
+    /// Directories that the mountpoint may be neither inside nor above: the cache's, the repository's.
+    pub forbidden: Vec<PathBuf>,
+    /// Threads that take the kernel's requests; absent: as many as cores, at most four.
+    pub threads: Option<usize>,
+}
+
+impl MountOptions {
+    /// With a cache of 256 MiB, a deadline of 30 s and listings looked at every 2 s.
+    pub fn new(mountpoint: impl Into<PathBuf>) -> Self {
+        Self {
+            mountpoint: mountpoint.into(),
+            allow_other: false,
+            owner: None,
+            cache_bytes: 256 << 20,
+            deadline: Duration::from_secs(30),
+            fresh_for: Duration::from_secs(2),
+            forbidden: Vec::new(),
+            threads: None,
+        }
+    }
+}
+
+/// Why something was not mounted or unmounted.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// There is no such directory.
+    #[error("{}: no such directory", mountpoint.display())]
+    NoDirectory {
+        /// As given.
+        mountpoint: PathBuf,
+    },
+    /// It is something else.
+    #[error("{}: is not a directory", mountpoint.display())]
+    NotADirectory {
+        /// As given.
+        mountpoint: PathBuf,
+    },
+    /// There are files that the mount would hide.
+    #[error("{}: is not empty", mountpoint.display())]
+    NotEmpty {
+        /// As given.
+        mountpoint: PathBuf,
+    },
+    /// A mount is there already.
+    #[error("{}: is already a mountpoint, of type {kernel_type}", mountpoint.display())]
+    AlreadyMounted {
+        /// As given.
+        mountpoint: PathBuf,
+        /// What the kernel calls it.
+        kernel_type: String,
+    },
+    /// The mount would read from itself.
+    #[error("{}: is inside or above {}, which the mount itself needs", mountpoint.display(), directory.display())]
+    FeedsOnItself {
+        /// As given.
+        mountpoint: PathBuf,
+        /// What it needs.
+        directory: PathBuf,
+    },
+    /// The kernel's FUSE device is not there.
+    #[error("/dev/fuse: {reason}")]
+    NoFuse {
+        /// In the system's words.
+        reason: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// Nothing is mounted there.
+    #[error("{}: nothing is mounted there", mountpoint.display())]
+    NotMounted {
+        /// As given.
+        mountpoint: PathBuf,
+    },
+    /// What is mounted there is somebody else's, and is left alone.
+    #[error("{}: is a mount of type {kernel_type}, not one of tintype", mountpoint.display())]
+    NotOurs {
+        /// As given.
+        mountpoint: PathBuf,
+        /// What the kernel calls it.
+        kernel_type: String,
+    },
+    /// The system refused.
+    #[error("{}: {what}: {source}", mountpoint.display())]
+    System {
+        /// As given.
+        mountpoint: PathBuf,
+        /// What was tried.
+        what: &'static str,
+        /// In the system's words.
+        source: io::Error,
+    },
+}
+
+impl MountError {
+    /// What to do next.
+    pub fn hint(&self) -> String {
+        match self {
+            Self::NoDirectory { mountpoint } => format!("create it: mkdir -p {}", mountpoint.display()),
+            Self::NotADirectory { .. } | Self::NotEmpty { .. } => "name an empty directory".to_owned(),
+            Self::AlreadyMounted { mountpoint, .. } => format!("take it away first: tintype unmount {}", mountpoint.display()),
+            Self::FeedsOnItself { .. } => "name a directory outside of the repository and the cache".to_owned(),
+            Self::NoFuse { hint, .. } => (*hint).to_owned(),
+            Self::NotMounted { .. } => "see what is mounted: findmnt -t fuse.tintype".to_owned(),
+            Self::NotOurs { mountpoint, .. } => format!("take it away by its own means: umount {}", mountpoint.display()),
+            Self::System { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                "run it as root, or install fuse3 and, for --allow-other, put user_allow_other into /etc/fuse.conf".to_owned()
+            }
+            Self::System { .. } => "run: tintype doctor".to_owned(),
+        }
+    }
+}
+
+/// Who is told, once, that the tree is served or why not.
+pub enum Readiness {
+    /// Nobody.
+    Silent,
+    /// A function; the text is the reason and the hint.
+    Call(Box<dyn FnOnce(Result<(), String>) + Send>),
+    /// The writing end of a pipe: one line, `served` or `error: …`, then it is closed. A reader that finds it closed
+    /// without a line knows that the process died.
+    Pipe(OwnedFd),
+}
+
+impl std::fmt::Debug for Readiness {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Silent => "Silent",
+            Self::Call(_) => "Call",
+            Self::Pipe(_) => "Pipe",
+        })
+    }
+}
+
+impl Readiness {
+    fn tell(self, result: Result<(), &MountError>) {
+        let result = result.map_err(|error| format!("{error}; {}", error.hint()));
+        match self {
+            Self::Silent => {}
+            Self::Call(call) => call(result),
+            Self::Pipe(pipe) => {
+                let line = match result {
+                    Ok(()) => "served\n".to_owned(),
+                    Err(text) => format!("error: {}\n", text.replace('\n', " ")),
+                };
+                // Who started us may have gone; that does not end the mount.
+                if let Err(error) = File::from(pipe).write_all(line.as_bytes()) {
+                    tracing::debug!(%error, "nobody reads the readiness pipe");
+                }
+            }
+        }
+    }
+}
+
+/// Serves `source` at the mountpoint until it is unmounted by anybody or `stop` returns (see [`stop_signal`]), which
+/// unmounts it. Must be called within a runtime of several threads.
+pub async fn serve(
+    source: Arc<dyn SnapshotSource>,
+    options: MountOptions,
+    ready: Readiness,
+    stop: impl Future<Output = ()>,
+) -> Result<(), MountError> {
+    let session = match begin(source, &options).await {
+        Ok(session) => session,
+        Err(error) => {
+            ready.tell(Err(&error));
+            return Err(error);
+        }
+    };
+    tracing::info!(mountpoint = %options.mountpoint.display(), "served");
+    ready.tell(Ok(()));
+    tokio::select! {
+        () = session.ended() => {}
+        () = stop => {}
+    }
+    // Also after it ended: threads that died for another reason leave a mount that would hang everybody.
+    let entry = session.entry();
+    if !session.has_ended() || matches!(entry, Ok(Some(_))) {
+        let mountpoint = options.mountpoint.clone();
+        let unmounted = tokio::task::spawn_blocking(move || unmount(&mountpoint)).await;
+        match unmounted {
+            Ok(Ok(_) | Err(MountError::NotMounted { .. })) => {}
+            Ok(Err(error)) => return Err(error),
+            Err(error) => tracing::warn!(%error, "unmounting broke off"),
+        }
+        // Who still has files open keeps the kernel's side alive; that is not waited for.
+        if tokio::time::timeout(PATIENCE, session.ended()).await.is_err() {
+            tracing::info!("the tree is unmounted, though still in use");
+        }
+    }
+    tracing::info!(mountpoint = %options.mountpoint.display(), "ended");
+    Ok(())
+}
+
+async fn begin(source: Arc<dyn SnapshotSource>, options: &MountOptions) -> Result<Session, MountError> {
+    let runtime = Handle::current();
+    let options = options.clone();
+    let mountpoint = options.mountpoint.clone();
+    let began = tokio::task::spawn_blocking(move || {
+        let path = prepare(&options)?;
+        let cache = Arc::new(MemoryCache::new(options.cache_bytes.max(CACHE_BYTES_MIN)));
+        let read = ReadOptions { deadline: options.deadline, ..ReadOptions::default() };
+        let blocks = BlockReader::new(source, cache, read, runtime);
+        let own_owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let fs = FsOptions {
+            owner: options.owner,
+            own_owner,
+            deadline: options.deadline,
+            fresh_for: options.fresh_for,
+            ..FsOptions::default()
+        };
+        let fs = SnapshotFs::new(blocks, Arc::new(SystemClock::default()), fs);
+        let session = SessionOptions { allow_other: options.allow_other, threads: options.threads };
+        let system = |what| {
+            let mountpoint = options.mountpoint.clone();
+            move |source| MountError::System { mountpoint, what, source }
+        };
+        let session = Session::mount(fs, &path, &session).map_err(system("cannot be mounted on"))?;
+        // Served means answered: the first request goes all the way.
+        match look(&path) {
+            Look::Directory => Ok(session),
+            Look::Dead(source) | Look::Refused(source) => Err(system("does not answer after mounting")(source)),
+            Look::Other => Err(system("does not answer after mounting")(io::ErrorKind::NotADirectory.into())),
+            Look::Hangs => Err(system("does not answer after mounting")(io::ErrorKind::TimedOut.into())),
+        }
+    });
+    match began.await {
+        Ok(result) => result,
+        Err(error) => Err(MountError::System { mountpoint, what: "cannot be mounted on", source: io::Error::other(error) }),
+    }
+}
+
+/// Returns at SIGTERM or SIGINT: the usual `stop` of [`serve`].
+pub async fn stop_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let terminate = signal(SignalKind::terminate());
+    let interrupt = signal(SignalKind::interrupt());
+    match (terminate, interrupt) {
+        (Ok(mut terminate), Ok(mut interrupt)) => {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        }
+        (Err(error), _) | (_, Err(error)) => {
+            tracing::warn!(%error, "signals cannot be caught, unmount to end");
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Refuses what cannot be mounted on, cleans away what a dead daemon left there, and returns the path without links.
+fn prepare(options: &MountOptions) -> Result<PathBuf, MountError> {
+    let mountpoint = options.mountpoint.clone();
+    let path = clean_path(&mountpoint)?;
+    let system = |what| {
+        let mountpoint = mountpoint.clone();
+        move |source| MountError::System { mountpoint, what, source }
+    };
+    while let Some(entry) = mounted_at(&path).map_err(system("the table of mounts cannot be read"))? {
+        // An automounter's own mount is there to be mounted over.
+        if entry.kernel_type == "autofs" {
+            break;
+        }
+        let is_dead = entry.is_ours() && matches!(look(&path), Look::Dead(_));
+        if !is_dead {
+            return Err(MountError::AlreadyMounted { mountpoint, kernel_type: entry.kernel_type });
+        }
+        tracing::warn!(mountpoint = %path.display(), "the daemon that served it is dead, its mount is taken away");
+        take_off(&path, true).map_err(system("the mount of a dead daemon cannot be taken away"))?;
+    }
+    let metadata = std::fs::symlink_metadata(&path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => MountError::NoDirectory { mountpoint: mountpoint.clone() },
+        _ => system("cannot be looked at")(error),
+    })?;
+    if !metadata.is_dir() {
+        return Err(MountError::NotADirectory { mountpoint });
+    }
+    for directory in &options.forbidden {
+        // One that does not exist yet is compared as it is written.
+        let canonical = directory.canonicalize().or_else(|_| std::path::absolute(directory)).unwrap_or_else(|_| directory.clone());
+        if path.starts_with(&canonical) || canonical.starts_with(&path) {
+            return Err(MountError::FeedsOnItself { mountpoint, directory: directory.clone() });
+        }
+    }
+    if std::fs::read_dir(&path).map_err(system("cannot be listed"))?.next().is_some() {
+        return Err(MountError::NotEmpty { mountpoint });
+    }
+    check_device()?;
+    Ok(path)
+}
+
+/// The path without links, without touching what is mounted there.
+fn clean_path(mountpoint: &Path) -> Result<PathBuf, MountError> {
+    let system = |source| MountError::System { mountpoint: mountpoint.to_owned(), what: "cannot be looked at", source };
+    let path = std::path::absolute(mountpoint).map_err(system)?;
+    if mounted_at(&path).map_err(system)?.is_some() {
+        return Ok(path);
+    }
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(path) };
+    let parent = parent.canonicalize().map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => MountError::NoDirectory { mountpoint: mountpoint.to_owned() },
+        _ => system(error),
+    })?;
+    let path = parent.join(name);
+    if mounted_at(&path).map_err(system)?.is_some() {
+        return Ok(path);
+    }
+    // The last component may be a link to the directory.
+    path.canonicalize().map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => MountError::NoDirectory { mountpoint: mountpoint.to_owned() },
+        _ => system(error),
+    })
+}
+
+fn check_device() -> Result<(), MountError> {
+    let hint = match File::options().read(true).write(true).open("/dev/fuse") {
+        Ok(_) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            (error, "run it as root, or make the device readable and writable for its users: chmod 666 /dev/fuse")
+        }
+        Err(error) => (error, "load the kernel's module and install the tools: modprobe fuse; apt-get install fuse3"),
+    };
+    Err(MountError::NoFuse { reason: hint.0.to_string(), hint: hint.1 })
+}
+
+enum Look {
+    Directory,
+    Other,
+    /// Nobody serves it any more.
+    Dead(io::Error),
+    Refused(io::Error),
+    Hangs,
+}
+
+/// Looks at a path that may hang, from a thread that is left behind if it does.
+fn look(path: &Path) -> Look {
+    let path = path.to_owned();
+    let looked = within(PATIENCE, move || std::fs::symlink_metadata(path));
+    match looked {
+        None => Look::Hangs,
+        Some(Ok(metadata)) if metadata.is_dir() => Look::Directory,
+        Some(Ok(_)) => Look::Other,
+        Some(Err(error)) => match error.raw_os_error() {
+            Some(libc::ENOTCONN | libc::ESTALE | libc::ECONNABORTED) => Look::Dead(error),
+            _ => Look::Refused(error),
+        },
+    }
+}
+
+/// Runs something that may never return; `None` when it did not in time.
+fn within<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (sender, receiver) = mpsc::channel();
+    // The receiver may be gone by the time that it returns.
+    std::thread::spawn(move || drop(sender.send(work())));
+    receiver.recv_timeout(limit).ok()
+}
+
+/// How an unmount went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unmounted {
+    /// Somebody was still using it or it was stuck: it was taken out of the tree at once, and what was open in it fails.
+    pub was_forced: bool,
+}
+
+/// Takes our mount away from `mountpoint`, within 5 s whatever is stuck in it and whoever uses it. What is mounted there by
+/// others is left alone.
+pub fn unmount(mountpoint: &Path) -> Result<Unmounted, MountError> {
+    let path = clean_path(mountpoint)?;
+    let system = |what| move |source| MountError::System { mountpoint: mountpoint.to_owned(), what, source };
+    let read = || mounted_at(&path).map_err(system("the table of mounts cannot be read"));
+    let entry = read()?.ok_or_else(|| MountError::NotMounted { mountpoint: mountpoint.to_owned() })?;
+    if !entry.is_ours() {
+        return Err(MountError::NotOurs { mountpoint: mountpoint.to_owned(), kernel_type: entry.kernel_type });
+    }
+    let is_gone = || -> Result<bool, MountError> { Ok(read()?.is_none_or(|now| now.device != entry.device)) };
+    let patient_until = Instant::now() + BUSY_PATIENCE;
+    loop {
+        let target = path.clone();
+        match within(BUSY_PATIENCE, move || take_off(&target, false)) {
+            Some(Ok(())) => return Ok(Unmounted { was_forced: false }),
+            // Somebody else was quicker.
+            Some(Err(_)) if is_gone()? => return Ok(Unmounted { was_forced: false }),
+            Some(Err(error)) if error.kind() == io::ErrorKind::ResourceBusy && Instant::now() < patient_until => {
+                std::thread::sleep(POLL);
+            }
+            Some(Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(system("may not be unmounted")(error));
+            }
+            Some(Err(_)) | None => break,
+        }
+    }
+    force(&path, &entry).map_err(system("cannot be unmounted"))?;
+    let until = Instant::now() + PATIENCE;
+    while !is_gone()? {
+        if Instant::now() >= until {
+            return Err(system("cannot be unmounted")(io::ErrorKind::TimedOut.into()));
+        }
+        std::thread::sleep(POLL);
+    }
+    Ok(Unmounted { was_forced: true })
+}
+
+/// Out of the tree first, so that nobody new comes in; then every request in it ends.
+fn force(path: &Path, entry: &MountEntry) -> io::Result<()> {
+    let target = path.to_owned();
+    let taken = within(PATIENCE, move || take_off(&target, true)).unwrap_or(Err(io::ErrorKind::TimedOut.into()));
+    let aborted = entry.abort();
+    if let Err(error) = &aborted {
+        // Gone by itself, or not ours to abort: then whoever is stuck leaves at the daemon's deadline.
+        tracing::debug!(%error, "the kernel's connection was not cut");
+    }
+    taken
+}

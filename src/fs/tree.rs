@@ -1,0 +1,590 @@
+//! The calls of the file system.
+//!
+//! Most calls come twice: `…_ready` answers from memory or says `None`, on any thread; the asynchronous one answers in any
+//! case, within the deadline. Both find the same things by the same functions.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::StreamExt;
+
+use crate::base::Clock;
+use crate::fs::DESCRIPTION;
+use crate::fs::attributes::{Attributes, Owner};
+use crate::fs::catalogue::{Catalogue, Describe, Opened, OpenedNode};
+use crate::fs::error::FsError;
+use crate::fs::handle::{DirectoryContent, DirectoryItem, HandleTable, OpenContent, OpenDirectory, OpenFile};
+use crate::fs::inode::{Inode, InodeTable, NodeKey, Place, ROOT};
+use crate::fs::listing::ListingTimes;
+use crate::fs::names::{LATEST, Shown, SnapshotNames, may_be_prefix};
+use crate::model::manifest::{ClusterManifest, FileKind, TreeEntry};
+use crate::model::names::{COMPONENT_BYTES_MAX, ClusterName, NodeName, TreePath};
+use crate::read::{BlockReader, FileMap, FileReader};
+use crate::repo::PlacedEntry;
+
+/// Nodes opened at a time when a snapshot's directory is listed.
+const NODES_AT_A_TIME: usize = 16;
+/// Mode of a node's directory whose own entry cannot be read: shown, so that the damage is seen, and closed.
+const UNREADABLE_MODE: u32 = 0o500;
+
+/// How the tree behaves.
+#[derive(Debug, Clone)]
+pub struct FsOptions {
+    /// Replaces the owner of everything.
+    pub owner: Option<Owner>,
+    /// Owner of what was not captured (the directories above nodes, links, descriptions).
+    pub own_owner: Owner,
+    /// No call takes longer.
+    pub deadline: Duration,
+    /// For how long a listing of clusters or snapshots is taken as it is.
+    pub fresh_for: Duration,
+    /// How long listing a directory waits for what may be new there.
+    pub patience: Duration,
+    /// Renders descriptions; must give the same bytes for the same manifest.
+    pub describe: Describe,
+    /// Files, and directories, open at a time.
+    pub open_max: usize,
+}
+
+impl Default for FsOptions {
+    fn default() -> Self {
+        Self {
+            owner: None,
+            own_owner: (0, 0),
+            deadline: Duration::from_secs(30),
+            fresh_for: Duration::from_secs(2),
+            patience: Duration::from_millis(500),
+            describe: describe_as_json,
+            open_max: 1 << 16,
+        }
+    }
+}
+
+/// The manifest as JSON for people.
+pub fn describe_as_json(manifest: &ClusterManifest) -> Vec<u8> {
+    // Field order is that of the type and its maps are sorted, so the bytes are always the same.
+    let mut text = serde_json::to_vec_pretty(manifest).unwrap_or_else(|error| format!("{{\"error\": \"{error}\"}}").into_bytes());
+    text.push(b'\n');
+    text
+}
+
+/// What a look-up found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// Its attributes.
+    pub attributes: Attributes,
+    /// The attributes never change.
+    pub is_immutable: bool,
+    /// The name never stands for something else, and never goes.
+    pub is_name_immutable: bool,
+}
+
+/// The tree. Every call may come from any thread.
+#[derive(Debug)]
+pub struct SnapshotFs {
+    blocks: Arc<BlockReader>,
+    catalogue: Arc<Catalogue>,
+    clock: Arc<dyn Clock>,
+    options: FsOptions,
+    began_ns: i64,
+    inodes: InodeTable,
+    files: HandleTable<OpenFile>,
+    directories: HandleTable<OpenDirectory>,
+    /// Shared by all handles of one inode, for as long as there are any.
+    maps: Mutex<HashMap<u64, Weak<FileMap>>>,
+}
+
+type Child = (Place, Attributes);
+
+impl SnapshotFs {
+    /// The tree of what `blocks` reads from. Nothing is read yet.
+    pub fn new(blocks: Arc<BlockReader>, clock: Arc<dyn Clock>, options: FsOptions) -> Arc<Self> {
+        let times =
+            ListingTimes { fresh_for: options.fresh_for, patience: options.patience, deadline: options.deadline };
+        let runtime = blocks.runtime().clone();
+        let catalogue = Catalogue::new(blocks.source().clone(), clock.clone(), runtime, times, options.describe);
+        let inodes = InodeTable::default();
+        let began_ns = clock.wall_us().saturating_mul(1000);
+        // The kernel holds the root without ever having looked it up.
+        inodes.remember(Place::Root, Attributes::own_directory(ROOT, options.own_owner, began_ns));
+        Arc::new(Self {
+            blocks,
+            catalogue,
+            clock,
+            began_ns,
+            inodes,
+            files: HandleTable::new(options.open_max),
+            directories: HandleTable::new(options.open_max),
+            maps: Mutex::new(HashMap::new()),
+            options,
+        })
+    }
+
+    /// Where its tasks run.
+    pub fn runtime(&self) -> &tokio::runtime::Handle {
+        self.blocks.runtime()
+    }
+
+    /// No call takes longer.
+    pub fn deadline(&self) -> Duration {
+        self.options.deadline
+    }
+
+    /// Inodes that the kernel knows, for `statfs` and for tests of forgetting.
+    pub fn inode_count(&self) -> usize {
+        self.inodes.count()
+    }
+
+    /// Open files and directories.
+    pub fn open_count(&self) -> usize {
+        self.files.count() + self.directories.count()
+    }
+
+    fn inode(&self, number: u64) -> Result<Arc<Inode>, FsError> {
+        self.inodes.get(number).ok_or(FsError::Stale)
+    }
+
+    async fn within<T>(&self, work: impl Future<Output = Result<T, FsError>>) -> Result<T, FsError> {
+        let limit = self.options.deadline;
+        tokio::time::timeout(limit, work).await.unwrap_or(Err(FsError::DeadlineExceeded { limit }))
+    }
+
+    fn own_owner(&self) -> Owner {
+        self.options.owner.unwrap_or(self.options.own_owner)
+    }
+
+    /// Attributes that follow from the place and what is in memory; only for places that are not captured.
+    fn own_attributes(&self, place: &Place) -> Attributes {
+        let (number, owner) = (place.number(), self.own_owner());
+        match place {
+            Place::Root => Attributes::own_directory(number, owner, self.began_ns),
+            Place::Cluster(cluster) => {
+                let names = self.catalogue.snapshots(cluster).known();
+                let newest = names.as_deref().and_then(SnapshotNames::newest).map(|shown| date_ns(shown));
+                Attributes::own_directory(number, owner, newest.unwrap_or(self.began_ns))
+            }
+            Place::Alias { shown, .. } => Attributes::own_link(number, owner, date_ns(shown), shown.name.len() as u64),
+            Place::Snapshot(shown) => Attributes::own_directory(number, owner, date_ns(shown)),
+            // Those of a description need its length: see `description`.
+            Place::Description(_) | Place::Captured { .. } => {
+                let directory = Attributes::own_directory(number, owner, self.began_ns);
+                Attributes { mode: UNREADABLE_MODE, ..directory }
+            }
+        }
+    }
+
+    fn captured(&self, place: &Place, entry: &TreeEntry) -> Attributes {
+        Attributes::captured(place.number(), self.options.owner, entry)
+    }
+
+    fn found(&self, inode: &Inode) -> Found {
+        let place = &inode.place;
+        let attributes = match place {
+            Place::Root | Place::Cluster(_) => {
+                Attributes { inode: inode.attributes.inode, ..self.own_attributes(place) }
+            }
+            _ => inode.attributes,
+        };
+        let is_name_immutable = matches!(place, Place::Description(_) | Place::Captured { .. });
+        Found { attributes, is_immutable: place.is_immutable(), is_name_immutable }
+    }
+
+    fn remember(&self, (place, attributes): Child) -> Found {
+        self.found(&self.inodes.remember(place, attributes))
+    }
+
+    // --- look-ups ---------------------------------------------------------------------------------------------------
+
+    fn in_root(&self, clusters: &[ClusterName], name: &ClusterName) -> Option<Child> {
+        clusters.contains(name).then(|| self.own(Place::Cluster(name.clone())))
+    }
+
+    fn own(&self, place: Place) -> Child {
+        let attributes = self.own_attributes(&place);
+        (place, attributes)
+    }
+
+    fn in_cluster(&self, names: &SnapshotNames, name: &str) -> Option<Child> {
+        if name == LATEST {
+            return names.latest().map(|shown| self.own(Place::Alias { name: name.into(), shown: shown.clone() }));
+        }
+        if let Some(shown) = names.find(name) {
+            return Some(self.own(Place::Snapshot(shown.clone())));
+        }
+        let shown = names.resolve(name)?;
+        Some(self.own(Place::Alias { name: name.into(), shown: shown.clone() }))
+    }
+
+    fn node_key(&self, shown: &Arc<Shown>, opened: &Opened, name: &[u8]) -> Option<Arc<NodeKey>> {
+        let name = std::str::from_utf8(name).ok()?;
+        let name = opened.nodes().find(|node| node.as_str() == name)?.clone();
+        Some(Arc::new(NodeKey { shown: shown.clone(), name }))
+    }
+
+    fn node_root(&self, node: Arc<NodeKey>, opened: &OpenedNode) -> Child {
+        let place = Place::Captured { node, path: TreePath::root(), target: None };
+        let attributes = self.captured(&place, &opened.root);
+        (place, attributes)
+    }
+
+    fn description(&self, shown: &Arc<Shown>, opened: &Opened) -> Child {
+        let place = Place::Description(shown.clone());
+        let size = opened.description().len() as u64;
+        let attributes = Attributes::own_file(place.number(), self.own_owner(), date_ns(shown), size);
+        (place, attributes)
+    }
+
+    fn entry(&self, node: &Arc<NodeKey>, entry: &TreeEntry) -> Child {
+        let target = entry.target.as_deref().map(Box::from);
+        let place = Place::Captured { node: node.clone(), path: entry.path.clone(), target };
+        let attributes = self.captured(&place, entry);
+        (place, attributes)
+    }
+
+    /// A look-up answered from memory; counts as one of the kernel's look-ups.
+    pub fn lookup_ready(&self, parent: u64, name: &[u8]) -> Option<Result<Found, FsError>> {
+        let parent = match self.inode(parent) {
+            Ok(parent) => parent,
+            Err(error) => return Some(Err(error)),
+        };
+        let child = match self.child_ready(&parent, name)? {
+            Ok(child) => child,
+            Err(error) => return Some(Err(error)),
+        };
+        Some(Ok(self.remember(child)))
+    }
+
+    /// `Some` when memory knows the answer.
+    fn child_ready(&self, parent: &Inode, name: &[u8]) -> Option<Result<Child, FsError>> {
+        if name.len() > COMPONENT_BYTES_MAX {
+            return Some(Err(FsError::NameTooLong));
+        }
+        let absent = Some(Err(FsError::NotFound));
+        match &parent.place {
+            Place::Root => {
+                // A name that no cluster can have is not worth a listing: shells and file managers look up many.
+                let Some(name) = cluster_name(name) else { return absent };
+                let listing = self.catalogue.clusters();
+                if let Some(child) = listing.known().and_then(|known| self.in_root(&known, &name)) {
+                    return Some(Ok(child));
+                }
+                listing.ready().map(|known| self.in_root(&known, &name).ok_or(FsError::NotFound))
+            }
+            Place::Cluster(cluster) => {
+                let Ok(name) = std::str::from_utf8(name) else { return absent };
+                let listing = self.catalogue.snapshots(cluster);
+                let known = listing.known();
+                if let Some(shown) = known.as_ref().and_then(|known| known.find(name)) {
+                    return Some(Ok(self.own(Place::Snapshot(shown.clone()))));
+                }
+                if name != LATEST && !may_be_prefix(name) {
+                    return absent;
+                }
+                listing.ready().map(|names| self.in_cluster(&names, name).ok_or(FsError::NotFound))
+            }
+            Place::Snapshot(shown) => {
+                let opened = self.catalogue.known_snapshot(shown)?;
+                if name == DESCRIPTION.as_bytes() {
+                    return Some(Ok(self.description(shown, &opened)));
+                }
+                let Some(node) = self.node_key(shown, &opened, name) else { return absent };
+                let opened = self.catalogue.known_node(&node)?;
+                Some(Ok(self.node_root(node, &opened)))
+            }
+            Place::Captured { node, path, .. } if parent.attributes.kind == FileKind::Directory => {
+                let Ok(path) = path.join(name) else { return Some(Err(FsError::NameTooLong)) };
+                let found = self.catalogue.known_entry(node, &path)?;
+                Some(found.map(|placed| self.entry(node, &placed.entry)).ok_or(FsError::NotFound))
+            }
+            Place::Alias { .. } | Place::Description(_) | Place::Captured { .. } => Some(Err(FsError::NotADirectory)),
+        }
+    }
+
+    /// A look-up; counts as one of the kernel's look-ups when it finds something.
+    pub async fn lookup(&self, parent: u64, name: &[u8]) -> Result<Found, FsError> {
+        let parent = self.inode(parent)?;
+        let child = match self.child_ready(&parent, name) {
+            Some(child) => child?,
+            None => self.within(self.child(&parent, name)).await?,
+        };
+        Ok(self.remember(child))
+    }
+
+    async fn child(&self, parent: &Inode, name: &[u8]) -> Result<Child, FsError> {
+        let child = match &parent.place {
+            Place::Root => {
+                let clusters = self.catalogue.clusters().current().await?;
+                cluster_name(name).and_then(|name| self.in_root(&clusters, &name))
+            }
+            Place::Cluster(cluster) => {
+                let names = self.catalogue.snapshots(cluster).current().await?;
+                std::str::from_utf8(name).ok().and_then(|name| self.in_cluster(&names, name))
+            }
+            Place::Snapshot(shown) => {
+                let opened = self.catalogue.snapshot(shown).await?;
+                if name == DESCRIPTION.as_bytes() {
+                    return Ok(self.description(shown, &opened));
+                }
+                let node = self.node_key(shown, &opened, name).ok_or(FsError::NotFound)?;
+                let opened = self.catalogue.node(&node).await?;
+                Some(self.node_root(node, &opened))
+            }
+            Place::Captured { node, path, .. } => {
+                let path = path.join(name).map_err(|_| FsError::NameTooLong)?;
+                let placed = self.catalogue.entry(node, &path).await?;
+                Some(self.entry(node, &placed.entry))
+            }
+            Place::Alias { .. } | Place::Description(_) => return Err(FsError::NotADirectory),
+        };
+        child.ok_or(FsError::NotFound)
+    }
+
+    /// The kernel forgets `lookups` of an inode.
+    pub fn forget(&self, inode: u64, lookups: u64) {
+        if inode != ROOT {
+            self.inodes.forget(inode, lookups);
+        }
+    }
+
+    /// Attributes of an inode that the kernel knows: always from memory.
+    pub fn attributes(&self, inode: u64) -> Result<Found, FsError> {
+        Ok(self.found(&*self.inode(inode)?))
+    }
+
+    /// Where a symbolic link points: always from memory.
+    pub fn target(&self, inode: u64) -> Result<Vec<u8>, FsError> {
+        match &self.inode(inode)?.place {
+            Place::Alias { shown, .. } => Ok(shown.name.as_bytes().to_vec()),
+            Place::Captured { target: Some(target), .. } => Ok(target.to_vec()),
+            _ => Err(FsError::WrongKind),
+        }
+    }
+
+    // --- directories ------------------------------------------------------------------------------------------------
+
+    /// Opens a directory from memory. The second value says that it never changes.
+    pub fn open_directory_ready(&self, inode: u64) -> Option<Result<(u64, bool), FsError>> {
+        let inode = match self.inode(inode) {
+            Ok(inode) => inode,
+            Err(error) => return Some(Err(error)),
+        };
+        let content = match &inode.place {
+            Place::Root => DirectoryContent::Clusters(self.catalogue.clusters().ready()?),
+            Place::Cluster(cluster) => DirectoryContent::Snapshots(self.catalogue.snapshots(cluster).ready()?),
+            Place::Captured { node, path, .. } if inode.attributes.kind == FileKind::Directory => {
+                DirectoryContent::Entries(node.clone(), self.catalogue.known_directory(node, path)?)
+            }
+            Place::Snapshot(shown) => {
+                let opened = self.catalogue.known_snapshot(shown)?;
+                let nodes: Option<Vec<_>> = opened.nodes().map(|name| self.known_node(shown, name)).collect();
+                DirectoryContent::Nodes(self.description(shown, &opened).1, nodes?)
+            }
+            Place::Alias { .. } | Place::Description(_) | Place::Captured { .. } => return Some(Err(FsError::NotADirectory)),
+        };
+        Some(self.opened_directory(inode, content))
+    }
+
+    fn known_node(&self, shown: &Arc<Shown>, name: &NodeName) -> Option<(Arc<NodeKey>, Attributes)> {
+        let node = Arc::new(NodeKey { shown: shown.clone(), name: name.clone() });
+        let opened = self.catalogue.known_node(&node)?;
+        let (_, attributes) = self.node_root(node.clone(), &opened);
+        Some((node, attributes))
+    }
+
+    fn opened_directory(&self, inode: Arc<Inode>, content: DirectoryContent) -> Result<(u64, bool), FsError> {
+        let is_immutable = inode.place.is_immutable();
+        let open = OpenDirectory { inode, content, owner: self.options.owner };
+        Ok((self.directories.insert(Arc::new(open))?, is_immutable))
+    }
+
+    /// Opens a directory; what it lists from then on is what it holds now.
+    pub async fn open_directory(&self, inode: u64) -> Result<(u64, bool), FsError> {
+        if let Some(opened) = self.open_directory_ready(inode) {
+            return opened;
+        }
+        let inode = self.inode(inode)?;
+        let content = self.within(self.directory_content(&inode)).await?;
+        self.opened_directory(inode, content)
+    }
+
+    async fn directory_content(&self, inode: &Inode) -> Result<DirectoryContent, FsError> {
+        Ok(match &inode.place {
+            Place::Root => DirectoryContent::Clusters(self.catalogue.clusters().current().await?),
+            Place::Cluster(cluster) => DirectoryContent::Snapshots(self.catalogue.snapshots(cluster).current().await?),
+            Place::Captured { node, path, .. } => {
+                DirectoryContent::Entries(node.clone(), self.catalogue.directory(node, path).await?)
+            }
+            Place::Snapshot(shown) => {
+                let opened = self.catalogue.snapshot(shown).await?;
+                let keys: Vec<_> =
+                    opened.nodes().map(|name| Arc::new(NodeKey { shown: shown.clone(), name: name.clone() })).collect();
+                let nodes = futures::stream::iter(keys).map(|node| self.node_attributes(node)).buffered(NODES_AT_A_TIME);
+                let nodes = nodes.collect().await;
+                DirectoryContent::Nodes(self.description(shown, &opened).1, nodes)
+            }
+            Place::Alias { .. } | Place::Description(_) => return Err(FsError::NotADirectory),
+        })
+    }
+
+    /// One damaged node does not hide the others.
+    async fn node_attributes(&self, node: Arc<NodeKey>) -> (Arc<NodeKey>, Attributes) {
+        let attributes = match self.catalogue.node(&node).await {
+            Ok(opened) => self.node_root(node.clone(), &opened).1,
+            Err(error) => {
+                tracing::warn!(node = %node.name, snapshot = %node.shown.name, %error, "cannot be opened");
+                self.own_attributes(&Place::Captured { node: node.clone(), path: TreePath::root(), target: None })
+            }
+        };
+        (node, attributes)
+    }
+
+    /// An open directory.
+    pub fn directory(&self, handle: u64) -> Result<Arc<OpenDirectory>, FsError> {
+        self.directories.get(handle)
+    }
+
+    /// Counts a look-up of an item of a directory and returns what a look-up would have; `None` for `.` and `..`.
+    pub fn found_item(&self, item: DirectoryItem) -> Option<Found> {
+        let item = item.place?;
+        let attributes = item.attributes.unwrap_or_else(|| self.own_attributes(&item.place));
+        Some(self.remember((item.place, attributes)))
+    }
+
+    /// Lets go of an open directory.
+    pub fn release_directory(&self, handle: u64) {
+        self.directories.remove(handle);
+    }
+
+    // --- files ------------------------------------------------------------------------------------------------------
+
+    fn maps(&self) -> MutexGuard<'_, HashMap<u64, Weak<FileMap>>> {
+        self.maps.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Opens a file from memory.
+    pub fn open_ready(&self, inode: u64) -> Option<Result<u64, FsError>> {
+        let inode = match self.inode(inode) {
+            Ok(inode) => inode,
+            Err(error) => return Some(Err(error)),
+        };
+        let number = inode.attributes.inode;
+        let content = match &inode.place {
+            Place::Description(shown) => OpenContent::Ready(self.catalogue.known_snapshot(shown)?.description().clone()),
+            Place::Captured { node, path, .. } if inode.attributes.kind == FileKind::File => {
+                let shared = self.maps().get(&number).and_then(Weak::upgrade);
+                let map = match shared {
+                    Some(map) => map,
+                    None => {
+                        let opened = self.catalogue.known_node(node)?;
+                        self.map(number, &opened, self.catalogue.known_entry(node, path)??)
+                    }
+                };
+                OpenContent::Stored(FileReader::new(map))
+            }
+            place => return Some(Err(not_a_file(place))),
+        };
+        Some(self.files.insert(Arc::new(OpenFile::new(number, content))))
+    }
+
+    fn map(&self, inode: u64, node: &OpenedNode, entry: PlacedEntry) -> Arc<FileMap> {
+        let mut maps = self.maps();
+        if let Some(map) = maps.get(&inode).and_then(Weak::upgrade) {
+            return map;
+        }
+        let map = FileMap::new(self.blocks.clone(), node.tree.clone(), entry);
+        maps.insert(inode, Arc::downgrade(&map));
+        map
+    }
+
+    /// Opens a file.
+    pub async fn open(&self, inode: u64) -> Result<u64, FsError> {
+        if let Some(opened) = self.open_ready(inode) {
+            return opened;
+        }
+        let inode = self.inode(inode)?;
+        let content = self.within(self.file_content(&inode)).await?;
+        self.files.insert(Arc::new(OpenFile::new(inode.attributes.inode, content)))
+    }
+
+    async fn file_content(&self, inode: &Inode) -> Result<OpenContent, FsError> {
+        match &inode.place {
+            Place::Description(shown) => Ok(OpenContent::Ready(self.catalogue.snapshot(shown).await?.description().clone())),
+            Place::Captured { node, path, .. } if inode.attributes.kind == FileKind::File => {
+                let entry = self.catalogue.entry(node, path).await?;
+                let opened = self.catalogue.node(node).await?;
+                Ok(OpenContent::Stored(FileReader::new(self.map(inode.attributes.inode, &opened, entry))))
+            }
+            place => Err(not_a_file(place)),
+        }
+    }
+
+    /// Bytes of an open file from memory: `length` of them, fewer only at the end of the file.
+    pub fn read_ready(&self, handle: u64, offset: u64, length: u64) -> Option<Result<Bytes, FsError>> {
+        let file = match self.files.get(handle) {
+            Ok(file) => file,
+            Err(error) => return Some(Err(error)),
+        };
+        match &file.content {
+            OpenContent::Ready(bytes) => Some(Ok(cut(bytes, offset, length))),
+            OpenContent::Stored(reader) => match reader.read_cached(offset, length) {
+                Some(bytes) => Some(Ok(bytes)),
+                None => file.recent_failure(offset, self.clock.monotonic()).map(Err),
+            },
+        }
+    }
+
+    /// Bytes of an open file: `length` of them, fewer only at the end of the file.
+    pub async fn read(&self, handle: u64, offset: u64, length: u64) -> Result<Bytes, FsError> {
+        if let Some(bytes) = self.read_ready(handle, offset, length) {
+            return bytes;
+        }
+        let file = self.files.get(handle)?;
+        let OpenContent::Stored(reader) = &file.content else { return Err(FsError::BadHandle) };
+        let bytes = self.within(async { Ok(reader.read(offset, length).await?) }).await;
+        if let Err(error) = &bytes {
+            file.failed(offset, self.clock.monotonic(), error);
+        }
+        bytes
+    }
+
+    /// Lets go of an open file.
+    pub fn release(&self, handle: u64) {
+        let Some(file) = self.files.remove(handle) else { return };
+        let number = file.inode;
+        drop(file);
+        let mut maps = self.maps();
+        if maps.get(&number).is_some_and(|map| map.strong_count() == 0) {
+            maps.remove(&number);
+        }
+    }
+}
+
+fn date_ns(shown: &Shown) -> i64 {
+    shown.listed.date.seconds().saturating_mul(1_000_000_000)
+}
+
+fn cluster_name(name: &[u8]) -> Option<ClusterName> {
+    std::str::from_utf8(name).ok().and_then(|name| ClusterName::new(name).ok())
+}
+
+fn not_a_file(place: &Place) -> FsError {
+    match place {
+        Place::Alias { .. } => FsError::WrongKind,
+        Place::Captured { target: Some(_), .. } => FsError::WrongKind,
+        _ => FsError::IsADirectory,
+    }
+}
+
+fn cut(bytes: &Bytes, offset: u64, length: u64) -> Bytes {
+    let size = bytes.len() as u64;
+    let start = offset.min(size);
+    let end = offset.saturating_add(length).min(size);
+    // Both are at most the length of a slice in memory.
+    bytes.slice(start as usize..end as usize)
+}
+
+#[cfg(test)]
+#[path = "tree_tests.rs"]
+mod tests;

@@ -1,0 +1,97 @@
+//! Mounting a tree and letting it go.
+//!
+//! The session's threads belong to the kernel's requests alone; the tree's own work runs on its runtime.
+
+use std::io;
+use std::mem::ManuallyDrop;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fuser::{BackgroundSession, Config, MountOption, SessionACL};
+use tokio::sync::watch;
+
+use crate::fs::SnapshotFs;
+use crate::fuse::adapter::Adapter;
+use crate::fuse::mounts::{MountEntry, mounted_at};
+
+/// The kernel's read-ahead where we may set it: eight times the default makes requests of 1 MiB instead of 128 KiB, which
+/// is a block each.
+const READ_AHEAD_BYTES: u64 = 1024 * 1024;
+/// More session threads than this only take turns: a hit takes some microseconds.
+const THREADS_MAX: usize = 4;
+
+/// How to mount.
+#[derive(Debug, Clone, Default)]
+pub struct SessionOptions {
+    /// Others than the mounting user may look, as far as owners and modes allow it.
+    pub allow_other: bool,
+    /// Threads that take requests; absent: one per core, at most four.
+    pub threads: Option<usize>,
+}
+
+/// A mounted tree.
+#[derive(Debug)]
+pub struct Session {
+    mountpoint: PathBuf,
+    ended: watch::Receiver<bool>,
+    /// Never dropped: dropping it would unmount the path once more, whoever had mounted something there meanwhile.
+    _session: ManuallyDrop<BackgroundSession>,
+}
+
+impl Session {
+    /// Mounts `fs` and serves it until the kernel lets go. Blocks for the kernel's greeting only.
+    pub fn mount(fs: Arc<SnapshotFs>, mountpoint: &Path, options: &SessionOptions) -> io::Result<Self> {
+        let mut config = Config::default();
+        config.mount_options = vec![
+            MountOption::FSName("tintype".to_owned()),
+            MountOption::Subtype("tintype".to_owned()),
+            MountOption::RO,
+            MountOption::NoSuid,
+            MountOption::NoDev,
+            MountOption::NoExec,
+            MountOption::NoAtime,
+        ];
+        if options.allow_other {
+            config.acl = SessionACL::All;
+            // Otherwise everybody could read everything, whatever the modes say.
+            config.mount_options.push(MountOption::DefaultPermissions);
+        }
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = options.threads.unwrap_or(cores.min(THREADS_MAX)).max(1);
+        config.n_threads = Some(threads);
+        config.clone_fd = threads > 1;
+        let (sender, ended) = watch::channel(false);
+        let session = fuser::Session::new(Adapter::new(fs, sender), mountpoint, &config)?.spawn()?;
+        let session = Self { mountpoint: mountpoint.to_owned(), ended, _session: ManuallyDrop::new(session) };
+        session.raise_read_ahead();
+        Ok(session)
+    }
+
+    /// Its line in the kernel's table, while it is there.
+    pub fn entry(&self) -> io::Result<Option<MountEntry>> {
+        Ok(mounted_at(&self.mountpoint)?.filter(MountEntry::is_ours))
+    }
+
+    fn raise_read_ahead(&self) {
+        let raised = match self.entry() {
+            Ok(Some(entry)) => entry.set_read_ahead(READ_AHEAD_BYTES),
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = raised {
+            tracing::debug!(%error, "the kernel's read-ahead stays as it is");
+        }
+    }
+
+    /// Returns once the kernel has let go of the mount, whoever unmounted it.
+    pub async fn ended(&self) {
+        let mut ended = self.ended.clone();
+        // A sender that is gone says the same.
+        let _ = ended.wait_for(|ended| *ended).await;
+    }
+
+    /// The kernel has let go.
+    pub fn has_ended(&self) -> bool {
+        *self.ended.borrow() || self.ended.has_changed().is_err()
+    }
+}

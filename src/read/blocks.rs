@@ -1,0 +1,306 @@
+//! Blocks by their extents: from the cache, from a fetch under way, or from one more fetch for neighbours together.
+//!
+//! A fetch is a task of its own. The reader that began it may give up (its caller's deadline, a killed process) without
+//! taking it away from the others who wait for the same block.
+//!
+//! **Invariants.** A block is fetched at most once at a time. The bytes of all fetches together stay within
+//! [`ReadOptions::in_flight_bytes`], those of read-ahead within half of that. Every fetch ends at the deadline, and a
+//! failure is told to those who waited and then forgotten: it is never cached.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+use crate::cache::BlockCache;
+use crate::model::extent::Extent;
+use crate::model::ids::BlockId;
+use crate::read::error::ReadError;
+use crate::repo::{NodeTree, RepoError, SnapshotSource};
+
+/// Most plain bytes asked of the source in one call: large enough to hide the first byte's latency, small enough that
+/// a reader of the first block does not wait long for the last.
+const FETCH_BYTES: u64 = 8 * 1024 * 1024;
+
+/// Permits are counted in these, because a semaphore's numbers are 32 bits wide.
+const PERMIT_BYTES: u64 = 1024;
+
+/// Limits of reading.
+#[derive(Debug, Clone)]
+pub struct ReadOptions {
+    /// Plain bytes under way at a time, over all files.
+    pub in_flight_bytes: u64,
+    /// How far ahead of one sequential reader at most.
+    pub ahead_bytes: u64,
+    /// How long one fetch may take.
+    pub deadline: Duration,
+}
+
+impl Default for ReadOptions {
+    /// 128 MiB in flight fill a 10 Gbit/s line at 30 ms; 16 MiB ahead are sixteen blocks, two fetches of eight.
+    fn default() -> Self {
+        Self { in_flight_bytes: 128 << 20, ahead_bytes: 16 << 20, deadline: Duration::from_secs(30) }
+    }
+}
+
+type Outcome = Option<Result<Bytes, ReadError>>;
+
+/// Reads blocks of one source through one cache. Shared by all files.
+#[derive(Debug)]
+pub struct BlockReader {
+    source: Arc<dyn SnapshotSource>,
+    cache: Arc<dyn BlockCache>,
+    options: ReadOptions,
+    runtime: Handle,
+    in_flight: Arc<Semaphore>,
+    ahead: Arc<Semaphore>,
+    flights: Mutex<HashMap<BlockId, watch::Receiver<Outcome>>>,
+}
+
+impl BlockReader {
+    /// Fetches run on `runtime`, also those begun from threads outside it.
+    pub fn new(source: Arc<dyn SnapshotSource>, cache: Arc<dyn BlockCache>, options: ReadOptions, runtime: Handle) -> Arc<Self> {
+        let all = permits(options.in_flight_bytes);
+        // What is read ahead passes through the cache: more than a part of it would drive itself out.
+        let ahead = permits((options.in_flight_bytes / 2).min(cache.limit_bytes() / 2));
+        Arc::new(Self {
+            source,
+            cache,
+            options,
+            runtime,
+            in_flight: Arc::new(Semaphore::new(all as usize)),
+            ahead: Arc::new(Semaphore::new(ahead as usize)),
+            flights: Mutex::new(HashMap::new()),
+        })
+    }
+
+    /// Where the blocks come from.
+    pub fn source(&self) -> &Arc<dyn SnapshotSource> {
+        &self.source
+    }
+
+    /// How far ahead one reader may be: the option, or a quarter of a cache that is small.
+    pub fn ahead_bytes(&self) -> u64 {
+        self.options.ahead_bytes.min(self.cache.limit_bytes() / 4)
+    }
+
+    /// How long one fetch may take.
+    pub fn deadline(&self) -> Duration {
+        self.options.deadline
+    }
+
+    /// Where tasks run.
+    pub fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// The block, if the cache has it: no waiting.
+    pub fn cached(&self, extent: &Extent) -> Option<Bytes> {
+        self.cache.get(&extent.id).filter(|block| block.len() as u64 == u64::from(extent.plain_bytes))
+    }
+
+    /// Begins whatever is needed for these blocks at once; [`Pending::wait`] delivers them in the same order.
+    pub fn request(self: &Arc<Self>, tree: &NodeTree, extents: &[Extent]) -> Pending {
+        let mut claimed = Vec::new();
+        let mut parts = Vec::with_capacity(extents.len());
+        for extent in extents {
+            parts.push(match self.cached(extent) {
+                Some(block) => Part::Ready(block),
+                None => self.join(extent, &mut claimed),
+            });
+        }
+        self.fetch(tree, claimed, None);
+        Pending { parts }
+    }
+
+    /// Begins to fetch those of the blocks that nobody has or fetches yet, as far as there is room; never waits.
+    pub fn ahead(self: &Arc<Self>, tree: &NodeTree, extents: &[Extent]) {
+        let mut wanted = Vec::new();
+        let mut bytes = 0;
+        for extent in extents {
+            if self.cached(extent).is_none() && !self.flights().contains_key(&extent.id) {
+                bytes += u64::from(extent.plain_bytes);
+                wanted.push(extent);
+            }
+        }
+        if wanted.is_empty() {
+            return;
+        }
+        let Ok(room) = self.ahead.clone().try_acquire_many_owned(permits(bytes)) else { return };
+        let mut claimed = Vec::new();
+        for extent in wanted {
+            // The receiver is let go: whoever reads the block joins by its name.
+            let _ = self.join(extent, &mut claimed);
+        }
+        self.fetch(tree, claimed, Some(Arc::new(room)));
+    }
+
+    /// Waits for a fetch under way, or claims the block.
+    fn join(&self, extent: &Extent, claimed: &mut Vec<Claimed>) -> Part {
+        let mut flights = self.flights();
+        if let Some(flight) = flights.get(&extent.id) {
+            return Part::Waiting(flight.clone(), extent.clone());
+        }
+        // A fetch puts its block before it leaves the table, so a second look under the lock cannot miss both.
+        if let Some(block) = self.cached(extent) {
+            return Part::Ready(block);
+        }
+        let (result, waiting) = watch::channel(None);
+        flights.insert(extent.id, waiting.clone());
+        claimed.push(Claimed { extent: extent.clone(), result });
+        Part::Waiting(waiting, extent.clone())
+    }
+
+    /// Spawns the fetches of what was claimed, in stretches of at most [`FETCH_BYTES`].
+    fn fetch(self: &Arc<Self>, tree: &NodeTree, claimed: Vec<Claimed>, room: Option<Arc<OwnedSemaphorePermit>>) {
+        let mut stretch = Vec::new();
+        let mut bytes = 0;
+        for claim in claimed {
+            let length = u64::from(claim.extent.plain_bytes);
+            if !stretch.is_empty() && bytes + length > FETCH_BYTES {
+                self.spawn(tree, std::mem::take(&mut stretch), bytes, room.clone());
+                bytes = 0;
+            }
+            bytes += length;
+            stretch.push(claim);
+        }
+        if !stretch.is_empty() {
+            self.spawn(tree, stretch, bytes, room);
+        }
+    }
+
+    fn spawn(self: &Arc<Self>, tree: &NodeTree, claimed: Vec<Claimed>, bytes: u64, room: Option<Arc<OwnedSemaphorePermit>>) {
+        let flight = Flight { reader: self.clone(), claimed };
+        let tree = tree.clone();
+        self.runtime.spawn(async move {
+            let reader = flight.reader.clone();
+            let limit = reader.options.deadline;
+            let what = flight.describe();
+            let extents: Vec<_> = flight.claimed.iter().map(|claim| claim.extent.clone()).collect();
+            let work = async {
+                let wanted = permits(bytes).min(permits(reader.options.in_flight_bytes));
+                let permit = reader.in_flight.acquire_many(wanted).await;
+                let blocks = reader.source.read_blocks(&tree, &extents).await?;
+                drop(permit);
+                check(&extents, &blocks)?;
+                Ok(blocks)
+            };
+            let result = match tokio::time::timeout(limit, work).await {
+                Ok(result) => result.map_err(|error: RepoError| ReadError::Repo(error)),
+                Err(_) => Err(ReadError::DeadlineExceeded { what, limit }),
+            };
+            drop(room);
+            flight.land(result);
+        });
+    }
+
+    fn flights(&self) -> MutexGuard<'_, HashMap<BlockId, watch::Receiver<Outcome>>> {
+        self.flights.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// What the source owes by its own promise, looked at once more before it is believed.
+fn check(extents: &[Extent], blocks: &[Bytes]) -> Result<(), RepoError> {
+    if blocks.len() != extents.len() {
+        return Err(RepoError::corrupt("blocks", format!("{} asked for, {} delivered", extents.len(), blocks.len())));
+    }
+    for (extent, block) in extents.iter().zip(blocks) {
+        if block.len() as u64 != u64::from(extent.plain_bytes) {
+            let reason = format!("{} bytes instead of {}", block.len(), extent.plain_bytes);
+            return Err(RepoError::corrupt(format!("block {}", extent.id), reason));
+        }
+    }
+    Ok(())
+}
+
+fn permits(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX).min(1 << 28)
+}
+
+#[derive(Debug)]
+struct Claimed {
+    extent: Extent,
+    result: watch::Sender<Outcome>,
+}
+
+/// Blocks under way together. However it ends, they leave the table of flights.
+#[derive(Debug)]
+struct Flight {
+    reader: Arc<BlockReader>,
+    claimed: Vec<Claimed>,
+}
+
+impl Flight {
+    fn describe(&self) -> String {
+        match self.claimed.first() {
+            Some(claim) => {
+                let Extent { pack, offset, .. } = &claim.extent;
+                format!("pack {} of {} at {offset}", pack.pack, pack.node)
+            }
+            None => "nothing".to_owned(),
+        }
+    }
+
+    fn land(mut self, result: Result<Vec<Bytes>, ReadError>) {
+        let claimed = std::mem::take(&mut self.claimed);
+        let outcomes: Vec<_> = match result {
+            Ok(blocks) => {
+                for (claim, block) in claimed.iter().zip(&blocks) {
+                    self.reader.cache.put(claim.extent.id, block.clone());
+                }
+                blocks.into_iter().map(Ok).collect()
+            }
+            Err(error) => claimed.iter().map(|_| Err(error.clone())).collect(),
+        };
+        self.leave(&claimed);
+        for (claim, outcome) in claimed.into_iter().zip(outcomes) {
+            // Nobody may be waiting any more; the cache has the block all the same.
+            claim.result.send_replace(Some(outcome));
+        }
+    }
+
+    fn leave(&self, claimed: &[Claimed]) {
+        let mut flights = self.reader.flights();
+        for claim in claimed {
+            flights.remove(&claim.extent.id);
+        }
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.leave(&self.claimed);
+    }
+}
+
+/// Blocks that were asked for and may still be on their way.
+#[derive(Debug)]
+pub struct Pending {
+    parts: Vec<Part>,
+}
+
+#[derive(Debug)]
+enum Part {
+    Ready(Bytes),
+    Waiting(watch::Receiver<Outcome>, Extent),
+}
+
+impl Pending {
+    /// The blocks, in the order asked for; the first failure among them otherwise. Giving up on this future harms nobody.
+    pub async fn wait(self) -> Result<Vec<Bytes>, ReadError> {
+        let mut blocks = Vec::with_capacity(self.parts.len());
+        for part in self.parts {
+            blocks.push(match part {
+                Part::Ready(block) => block,
+                Part::Waiting(mut flight, extent) => match flight.wait_for(Option::is_some).await.map(|outcome| outcome.clone()) {
+                    Ok(Some(outcome)) => outcome?,
+                    Ok(None) | Err(_) => return Err(ReadError::BrokenOff { what: format!("block {}", extent.id) }),
+                },
+            });
+        }
+        Ok(blocks)
+    }
+}
