@@ -1,3 +1,5 @@
-//! The control command.
+//! The control command: see `tintype --help`.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    tintype::app::tintype()
+}

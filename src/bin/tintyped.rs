@@ -1,3 +1,5 @@
-//! The daemon.
+//! The daemon: see `tintyped --help`.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    tintype::app::tintyped()
+}

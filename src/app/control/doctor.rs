@@ -1,0 +1,112 @@
+//! `tintype doctor`: one line for each thing that a snapshot or a mount needs, with the fix.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::super::control_args::{DoctorArgs, SourceArgs};
+use super::super::failure::{Exit, Failure};
+use super::super::wiring::{ClusterNode, Session};
+use crate::driver::redis::RIGHTS;
+use crate::model::names::ClusterName;
+use crate::object::probe;
+use crate::repo::SnapshotSource;
+
+/// What was looked at and what came of it.
+struct Check {
+    name: String,
+    outcome: Result<String, Failure>,
+}
+
+/// Checks everything that it can; exit 1 when something is wrong.
+pub async fn run(session: &Session, args: DoctorArgs) -> Result<Exit, Failure> {
+    let mut checks = vec![Check { name: "configuration".to_owned(), outcome: Ok(session.config_path.as_ref().map_or("none, which is fine".to_owned(), |path| path.display().to_string())) }];
+    checks.extend(repository(session).await);
+    checks.extend(clusters(session, &args.source).await);
+    checks.push(fuse());
+    let mut text = String::new();
+    for check in &checks {
+        match &check.outcome {
+            Ok(found) => text.push_str(&format!("ok    {}: {found}\n", check.name)),
+            Err(failure) => {
+                text.push_str(&format!("WRONG {}: {}\n", check.name, failure.message));
+                text.push_str(&failure.hint.as_ref().map_or(String::new(), |hint| format!("      next: {hint}\n")));
+            }
+        }
+    }
+    let value: Vec<_> = checks
+        .iter()
+        .map(|check| match &check.outcome {
+            Ok(found) => json!({"check": check.name, "ok": true, "message": found}),
+            Err(failure) => json!({"check": check.name, "ok": false, "message": failure.message, "hint": failure.hint}),
+        })
+        .collect();
+    session.output.result(&text, &json!({"checks": value}));
+    Ok(if checks.iter().all(|check| check.outcome.is_ok()) { Exit::Done } else { Exit::Failed })
+}
+
+async fn repository(session: &Session) -> Vec<Check> {
+    let check = |name: &str, outcome| Check { name: name.to_owned(), outcome };
+    let opened = match session.repository().await {
+        Err(failure) => return vec![check("repository", Err(failure))],
+        Ok(opened) => opened,
+    };
+    let mut checks = vec![check("repository", Ok(opened.location()))];
+    let recorded = opened.descriptor().capabilities;
+    checks.push(check("object store", match probe(opened.store().as_ref()).await {
+        Err(error) => Err(error.into()),
+        Ok(now) if now == recorded => Ok("can be written, read and listed, and does what it did at init".to_owned()),
+        Ok(now) => Err(Failure::new("capabilities", format!("it behaves differently than at init: {recorded:?} became {now:?}")).hint("find out what changed in the store before the next snapshot")),
+    }));
+    checks.push(check("snapshots", match opened.clusters().await {
+        Ok(clusters) => Ok(format!("{} clusters are stored", clusters.len())),
+        Err(error) => Err(error.into()),
+    }));
+    checks
+}
+
+async fn clusters(session: &Session, source: &SourceArgs) -> Vec<Check> {
+    let mut names: Vec<ClusterName> = session.config.clusters.keys().cloned().collect();
+    if !source.redis.is_empty() || !source.files.is_empty() {
+        names = ClusterName::new("given").into_iter().collect();
+    }
+    let mut checks = Vec::new();
+    for name in names {
+        match session.nodes(&name, source, None).await {
+            Err(failure) => checks.push(Check { name: format!("cluster {name}"), outcome: Err(failure) }),
+            Ok((_, nodes)) => {
+                for found in nodes {
+                    checks.push(Check { name: format!("node {}", found.name), outcome: node(&found).await });
+                }
+            }
+        }
+    }
+    checks
+}
+
+/// Everything that a snapshot does before it pauses anything.
+async fn node(node: &ClusterNode) -> Result<String, Failure> {
+    let mut driver = node.driver()?;
+    let described = driver.describe().await;
+    let prepared = match &described {
+        Ok(_) => driver.prepare(Duration::from_secs(2), Duration::from_secs(1)).await,
+        Err(_) => Ok(()),
+    };
+    driver.abandon().await;
+    let with_rights = |error: crate::driver::DriverError| {
+        let is_denied = matches!(error, crate::driver::DriverError::Denied { .. });
+        let failure = Failure::from(error);
+        if is_denied && node.redis.is_some() { failure.hint(format!("ACL SETUSER tintype on >PASSWORD {RIGHTS}")) } else { failure }
+    };
+    let description = described.map_err(with_rights)?;
+    prepared.map_err(with_rights)?;
+    Ok(format!("{} {} {} at {} can be captured", description.store, description.version, description.role, description.address))
+}
+
+fn fuse() -> Check {
+    let outcome = match std::fs::File::options().read(true).write(true).open("/dev/fuse") {
+        Ok(_) => Ok("/dev/fuse can be opened".to_owned()),
+        Err(error) => Err(Failure::new("fuse", format!("/dev/fuse: {error}")).hint("apt-get install fuse3; modprobe fuse; in a container give it /dev/fuse and CAP_SYS_ADMIN (only the mount needs it)")),
+    };
+    Check { name: "mount".to_owned(), outcome }
+}

@@ -1,0 +1,39 @@
+//! The verbs of `tintype`, one file each.
+
+use super::control_args::Verb;
+use super::failure::{Exit, Failure};
+use super::wiring::Session;
+
+mod browse;
+mod diff;
+mod doctor;
+mod export;
+mod init;
+mod key;
+mod mounting;
+mod setup;
+mod snapshot;
+mod status;
+mod verify;
+
+/// Runs one verb.
+pub async fn run(session: &Session, verb: Verb) -> Result<Exit, Failure> {
+    match verb {
+        Verb::Setup(args) => setup::run(session, args).await,
+        Verb::Init(args) => init::run(session, args).await,
+        Verb::Snapshot(args) => snapshot::run(session, args).await,
+        Verb::Status(args) => status::run(session, args).await,
+        Verb::List(args) => browse::list(session, args).await,
+        Verb::Show(args) => browse::show(session, args).await,
+        Verb::Diff(args) => diff::run(session, args).await,
+        Verb::Mount(args) => mounting::mount(session, args).await,
+        Verb::Unmount(args) => mounting::unmount(session, args).await,
+        Verb::Verify(args) => verify::run(session, args).await,
+        Verb::Export(args) => export::run(session, args).await,
+        Verb::Key(args) => key::run(session, args).await,
+        Verb::Doctor(args) => doctor::run(session, args).await,
+        Verb::Completions(args) => super::completions(args.shell),
+        Verb::Man => super::man(),
+        Verb::Restore(_) | Verb::Rollback(_) | Verb::Settle(_) => Err(Failure::new("x", "x")),
+    }
+}

@@ -1,0 +1,207 @@
+//! `tintype snapshot`: one coordinated snapshot of a whole cluster.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use super::super::config::Span;
+use super::super::control_args::SnapshotArgs;
+use super::super::failure::{Exit, Failure};
+use super::super::local_node::LocalNode;
+use super::super::output::{micros, size};
+use super::super::wiring::{ClusterNode, Session};
+use crate::agent::NodeService;
+use crate::cluster::coordinator::{Coordinator, PublishedSnapshot, SnapshotOptions, SnapshotPhase};
+use crate::model::ids::SnapshotId;
+use crate::model::manifest::{ClusterManifest, Consistency, CutKind, NodeStatus};
+use crate::model::names::{ClusterName, NodeName};
+use crate::node::NodeCapture;
+use crate::repo::{NodeTree, Repository, SnapshotSource, WriterOptions};
+
+/// Long enough for forks of large stores, short enough for clients' timeouts.
+const MAX_PAUSE: Duration = Duration::from_secs(2);
+/// A save of a large store takes minutes.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Snapshots that are looked at for the newest one that has a node: a node may have been missing from some.
+const PARENTS: usize = 8;
+
+/// Takes the snapshot.
+pub async fn run(session: &Session, args: SnapshotArgs) -> Result<Exit, Failure> {
+    let cluster = ClusterName::new(args.cluster.clone())?;
+    let tags = parse_tags(&args.tag)?;
+    let repository = session.repository().await?;
+    let (store, nodes) = session.nodes(&cluster, &args.source, args.capture.as_deref()).await?;
+    let nodes = chosen(&cluster, nodes, &args.node)?;
+    let config = session.config.clusters.get(&cluster);
+    let span = |said: Option<Span>, configured: Option<Span>, default| said.or(configured).map_or(default, |span| span.0);
+    let uuid = SnapshotId::new_v4();
+    let options = SnapshotOptions {
+        uuid,
+        cluster: cluster.clone(),
+        store: store.clone(),
+        cut_kind: if store == "redis" { CutKind::Frozen } else { CutKind::None },
+        pause: span(args.max_pause, config.and_then(|config| config.max_pause), MAX_PAUSE),
+        patience: span(args.patience, config.and_then(|config| config.patience), PATIENCE),
+        partial: args.partial,
+        adopt: args.adopt,
+        tags,
+    };
+    let writing = WriterOptions::new(session.level(), session.uploads());
+    let mut services: Vec<Box<dyn NodeService>> = Vec::new();
+    let mut parents = Parents::new(repository.clone(), cluster.clone());
+    for node in &nodes {
+        let capture = NodeCapture {
+            repository: repository.clone(),
+            cluster: cluster.clone(),
+            node: node.name.clone(),
+            snapshot: uuid,
+            parent: parents.of(&node.name).await?,
+            options: writing.clone(),
+        };
+        services.push(Box::new(LocalNode::new(node.driver()?, capture)));
+    }
+    session.output.note(&format!("snapshot {uuid} of {cluster}: {} nodes", nodes.len()));
+    let bar = session.output.bar("preparing");
+    let output = session.output;
+    let phase_bar = bar.clone();
+    let on_phase = move |phase| {
+        let word = match phase {
+            SnapshotPhase::Preparing => "preparing",
+            SnapshotPhase::Cutting => "pausing writes",
+            SnapshotPhase::Storing => "storing (stores run again)",
+            SnapshotPhase::Publishing => "publishing",
+        };
+        phase_bar.set_prefix(word);
+        if phase_bar.is_hidden() {
+            output.note(word);
+        }
+    };
+    let coordinator = Coordinator::new(repository, session.clock.clone(), options, services, interruption(), Box::new(on_phase));
+    let progress = writing.progress.clone();
+    let running = coordinator.run();
+    tokio::pin!(running);
+    let outcome = loop {
+        tokio::select! {
+            outcome = &mut running => break outcome,
+            () = tokio::time::sleep(Duration::from_millis(200)) => bar.set_position(progress.read_bytes.load(Ordering::Relaxed)),
+        }
+    };
+    bar.finish_and_clear();
+    report(session, &outcome?)
+}
+
+/// Raised at SIGINT or SIGTERM. A second signal ends the process the hard way, which is safe too.
+fn interruption() -> watch::Receiver<bool> {
+    let (raise, raised) = watch::channel(false);
+    tokio::spawn(async move {
+        super::super::mount::stop_signal().await;
+        let _nobody_listens = raise.send(true);
+        super::super::mount::stop_signal().await;
+        std::process::exit(130);
+    });
+    raised
+}
+
+fn parse_tags(tags: &[String]) -> Result<BTreeMap<String, String>, Failure> {
+    tags.iter()
+        .map(|tag| match tag.split_once('=') {
+            Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+            _ => Err(Failure::usage(format!("--tag {tag:?} is not KEY=VALUE"))),
+        })
+        .collect()
+}
+
+/// The nodes that were named, or all.
+fn chosen(cluster: &ClusterName, nodes: Vec<ClusterNode>, names: &[String]) -> Result<Vec<ClusterNode>, Failure> {
+    if let Some(unknown) = names.iter().find(|name| !nodes.iter().any(|node| node.name.as_str() == *name)) {
+        let known: Vec<_> = nodes.iter().map(|node| node.name.to_string()).collect();
+        return Err(Failure::new("not_found", format!("{cluster} has no node {unknown}")).hint(format!("its nodes: {}", known.join(", "))));
+    }
+    Ok(nodes.into_iter().filter(|node| names.is_empty() || names.iter().any(|name| node.name.as_str() == name)).collect())
+}
+
+/// For each node the newest snapshot that has it.
+struct Parents {
+    repository: Arc<Repository>,
+    cluster: ClusterName,
+    manifests: Option<Vec<Arc<ClusterManifest>>>,
+}
+
+impl Parents {
+    fn new(repository: Arc<Repository>, cluster: ClusterName) -> Self {
+        Self { repository, cluster, manifests: None }
+    }
+
+    async fn of(&mut self, node: &NodeName) -> Result<Option<NodeTree>, Failure> {
+        if self.manifests.is_none() {
+            let mut manifests = Vec::new();
+            for listed in self.repository.newest(&self.cluster, PARENTS).await? {
+                // A damaged earlier snapshot must not keep the next one from being taken.
+                match self.repository.manifest(&listed).await {
+                    Ok(manifest) => manifests.push(manifest),
+                    Err(error) => tracing::warn!(%error, "an earlier snapshot cannot be reused"),
+                }
+            }
+            self.manifests = Some(manifests);
+        }
+        for manifest in self.manifests.iter().flatten() {
+            if manifest.node(node).is_some_and(|record| record.status == NodeStatus::Completed) {
+                match self.repository.open_node(manifest, node).await {
+                    Ok(tree) => return Ok(Some(tree)),
+                    Err(error) => tracing::warn!(%error, "an earlier snapshot cannot be reused"),
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn report(session: &Session, published: &PublishedSnapshot) -> Result<Exit, Failure> {
+    let (manifest, listed) = (&published.manifest, &published.listed);
+    let cut = &manifest.cut;
+    let sum = |part: fn(&crate::model::manifest::NodeTotals) -> u64| manifest.nodes.iter().map(|node| part(&node.totals)).sum::<u64>();
+    let (new, stored) = (sum(|totals| totals.new_bytes), sum(|totals| totals.stored_bytes));
+    let mut text = format!("{}/{}\n", listed.cluster, listed.date);
+    let agreement = match cut.consistent {
+        Consistency::Proved => "proved to be one instant".to_owned(),
+        Consistency::Timed => "frozen at one instant by the clock".to_owned(),
+        Consistency::No if manifest.nodes.len() == 1 => "one node, not frozen".to_owned(),
+        Consistency::No => "the nodes are not of one instant".to_owned(),
+    };
+    text.push_str(&format!("  cut     {agreement}; writes paused {}, forks {}, skew {}\n", micros(cut.pause_us), micros(cut.capture_us), micros(cut.skew_us)));
+    text.push_str(&format!("  size    {}, new {}, stored {}\n", size(manifest.total_bytes()), size(new), size(stored)));
+    for node in manifest.nodes.iter().filter(|node| node.status != NodeStatus::Completed) {
+        text.push_str(&format!("  {}: {}\n", node.name, node.reason.as_deref().unwrap_or("not stored")));
+    }
+    text.push_str(&format!("next: tintype show {0}/{1}, or tintype mount MOUNTPOINT\n", listed.cluster, listed.date));
+    session.output.result(&text, &json_report(published, new, stored));
+    Ok(if listed.is_complete { Exit::Done } else { Exit::Partly })
+}
+
+fn json_report(published: &PublishedSnapshot, new: u64, stored: u64) -> Value {
+    let (manifest, listed) = (&published.manifest, &published.listed);
+    let nodes: serde_json::Map<String, Value> = manifest
+        .nodes
+        .iter()
+        .map(|node| {
+            let totals = &node.totals;
+            let value = json!({"status": node.status, "reason": node.reason, "files": totals.files, "total_bytes": totals.total_bytes, "new_bytes": totals.new_bytes});
+            (node.name.to_string(), value)
+        })
+        .collect();
+    json!({
+        "uuid": manifest.uuid,
+        "cluster": listed.cluster,
+        "date": listed.date,
+        "status": manifest.status,
+        "cut": manifest.cut,
+        "total_bytes": manifest.total_bytes(),
+        "new_bytes": new,
+        "stored_bytes": stored,
+        "nodes": nodes,
+    })
+}

@@ -1,0 +1,335 @@
+//! From configuration and command line to opened things: the repository, the nodes of a cluster, a chosen snapshot.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use zeroize::Zeroizing;
+
+use super::config::{ClusterConfig, Compression, Config, NodeConfig, read_private, read_secret};
+use super::control_args::{CommonArgs, SourceArgs};
+use super::failure::Failure;
+use super::output::Output;
+use crate::base::{Clock, SystemClock};
+use crate::driver::redis::{CaptureMode, Password, RedisDriver, RedisOptions, discover};
+use crate::driver::{StoreDriver, files::FilesDriver};
+use crate::model::names::{ClusterName, NodeName};
+use crate::model::snapshot_name::{DateQuery, SnapshotName};
+use crate::model::time::Timestamp;
+use crate::object::{self, ObjectStore, S3Options};
+use crate::repo::{ListedSnapshot, Repository, Secret, SnapshotSource};
+
+/// zstd level of blocks where nothing is said: 430 MB/s a core in, 1.5 GB/s out, half the size. A restore at three in
+/// the morning is worth more than the few per cent that level 1 saves.
+const DEFAULT_LEVEL: i32 = -1;
+
+/// What every verb starts from.
+#[derive(Debug)]
+pub struct Session {
+    /// The configuration, or an empty one.
+    pub config: Config,
+    /// Where it came from.
+    pub config_path: Option<PathBuf>,
+    /// Options of the command line that every verb has.
+    pub common: CommonArgs,
+    /// Where results go.
+    pub output: Output,
+    /// The host's clock.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// One node of a live cluster, as configured or discovered.
+#[derive(Debug)]
+pub struct ClusterNode {
+    /// Its name in snapshots.
+    pub name: NodeName,
+    /// Redis nodes: how it is reached.
+    pub redis: Option<RedisOptions>,
+    /// Files nodes: its directory. Redis nodes: its data directory where it is on this host.
+    pub directory: Option<PathBuf>,
+    /// What else the configuration says.
+    pub config: NodeConfig,
+}
+
+impl Session {
+    /// Loads the configuration.
+    pub fn begin(common: CommonArgs) -> Result<Self, Failure> {
+        let output = Output { is_json: common.json, is_quiet: common.quiet };
+        let (config, config_path) = super::config::load(common.config.as_deref())?;
+        Ok(Self { config, config_path, common, output, clock: Arc::new(SystemClock::default()) })
+    }
+
+    /// The wall clock.
+    pub fn now(&self) -> Timestamp {
+        Timestamp(self.clock.wall_us())
+    }
+
+    /// The repository's URL, from the command line, the environment or the configuration.
+    pub fn url(&self) -> Result<&str, Failure> {
+        self.common.repository.as_deref().or(self.config.repository.url.as_deref()).ok_or_else(|| {
+            Failure::usage("no repository is named").hint("say --repository URL, set $TINTYPE_REPOSITORY, or write url under [repository] into the configuration")
+        })
+    }
+
+    /// S3 options of the configuration; the URL's own come on top.
+    fn s3_options(&self) -> Result<S3Options, Failure> {
+        let from = &self.config.repository;
+        let encryption = from.sse.as_deref().map(str::parse).transpose().map_err(|error: String| Failure::usage(format!("[repository] sse: {error}")))?;
+        Ok(S3Options {
+            endpoint: from.endpoint.clone(),
+            region: from.region.clone(),
+            path_style: from.path_style,
+            profile: from.profile.clone(),
+            credentials_file: from.credentials_file.clone(),
+            storage_class: from.storage_class.clone(),
+            encryption,
+            ..S3Options::default()
+        })
+    }
+
+    /// The object store. For `init` a local directory is made.
+    pub fn store(&self, is_new: bool) -> Result<Arc<dyn ObjectStore>, Failure> {
+        let (url, options) = (self.url()?, self.s3_options()?);
+        Ok(if is_new { object::create(url, options)? } else { object::open(url, options)? })
+    }
+
+    /// Passphrase or key file, where one was given.
+    pub fn secret(&self) -> Result<Option<Secret>, Failure> {
+        let from = &self.config.repository;
+        if let Some(path) = &self.common.key_file {
+            return Ok(Some(Secret::KeyFile(read_private(path)?)));
+        }
+        if let Some(path) = self.common.password_file.as_ref().or(from.password_file.as_ref()) {
+            return Ok(Some(Secret::Passphrase(read_secret(path)?)));
+        }
+        if let Some(command) = &from.password_command {
+            return Ok(Some(Secret::Passphrase(password_from(command)?)));
+        }
+        from.key_file.as_deref().map(|path| Ok(Secret::KeyFile(read_private(path)?))).transpose()
+    }
+
+    /// Opens the repository.
+    pub async fn repository(&self) -> Result<Arc<Repository>, Failure> {
+        let store = self.store(false)?;
+        let secret = self.secret()?;
+        let repository = Repository::open(store.clone(), secret.as_ref()).await?;
+        store.assume(&repository.descriptor().capabilities);
+        Ok(Arc::new(repository))
+    }
+
+    /// zstd level as configured.
+    pub fn level(&self) -> Option<i32> {
+        self.config.repository.compression.unwrap_or(Compression(Some(DEFAULT_LEVEL))).0
+    }
+
+    /// Packs under way at once: two keep a disk busy, a distant store wants more.
+    pub fn uploads(&self) -> usize {
+        let is_distant = self.url().is_ok_and(|url| url.starts_with("s3://"));
+        self.config.repository.uploads.unwrap_or(if is_distant { 4 } else { 2 })
+    }
+
+    /// Where running jobs and kept directories are remembered.
+    pub fn state_directory(&self) -> PathBuf {
+        if let Some(directory) = &self.config.state_directory {
+            return directory.clone();
+        }
+        let home = std::env::var_os("HOME").map(PathBuf::from);
+        match home {
+            Some(home) if !rustix::process::geteuid().is_root() => home.join(".local/state/tintype"),
+            _ => PathBuf::from("/var/lib/tintype"),
+        }
+    }
+
+    /// The nodes of a cluster: those of the command line, else those of the configuration.
+    pub async fn nodes(&self, cluster: &ClusterName, source: &SourceArgs, capture: Option<&str>) -> Result<(String, Vec<ClusterNode>), Failure> {
+        if !source.files.is_empty() {
+            return Ok(("files".to_owned(), files_nodes(&source.files)?));
+        }
+        let configured = self.config.clusters.get(cluster);
+        if source.redis.is_empty() && configured.is_none() {
+            let known: Vec<_> = self.config.clusters.keys().map(ToString::to_string).collect();
+            let failure = Failure::usage(format!("nothing is known of where cluster {cluster} is"));
+            return Err(match known.as_slice() {
+                [] => failure.hint("say --redis HOST:PORT or --files DIRECTORY, or write it into the configuration with `tintype setup HOST:PORT`"),
+                known => failure.hint(format!("configured clusters: {}; or say --redis HOST:PORT", known.join(", "))),
+            });
+        }
+        let default = ClusterConfig::default();
+        let config = configured.unwrap_or(&default);
+        match config.store.as_deref().unwrap_or("redis") {
+            "files" if source.redis.is_empty() => {
+                let mut nodes = Vec::new();
+                for (name, node) in &config.nodes {
+                    let directory = node.data_directory.clone().ok_or_else(|| Failure::usage(format!("[clusters.{cluster}.nodes.{name}] has no data_directory")))?;
+                    nodes.push(ClusterNode { name: name.clone(), redis: None, directory: Some(directory), config: node.clone() });
+                }
+                Ok(("files".to_owned(), nodes))
+            }
+            "redis" => Ok(("redis".to_owned(), self.redis_nodes(cluster, config, source, capture).await?)),
+            other => Err(Failure::usage(format!("[clusters.{cluster}] store: {other:?} is not known")).hint("redis and files are")),
+        }
+    }
+
+    async fn redis_nodes(&self, cluster: &ClusterName, config: &ClusterConfig, source: &SourceArgs, capture: Option<&str>) -> Result<Vec<ClusterNode>, Failure> {
+        let capture = match capture.or(config.capture.as_deref()).unwrap_or("replication") {
+            "replication" => CaptureMode::Replication,
+            "save" => CaptureMode::Save,
+            "aof" => CaptureMode::Aof,
+            other => return Err(Failure::usage(format!("capture {other:?} is not known")).hint("replication, save and aof are")),
+        };
+        let user = source.redis_user.as_ref().or(config.user.as_ref());
+        let password_file = source.redis_password_file.as_ref().or(config.password_file.as_ref());
+        let options = |name: &NodeName, address: &str, node: &NodeConfig| -> Result<RedisOptions, Failure> {
+            let password = node.password_file.as_ref().or(password_file).map(|path| read_secret(path)).transpose()?;
+            Ok(RedisOptions {
+                user: node.user.as_ref().or(user).cloned(),
+                password: password.map(|password| Password::new(password.as_str())),
+                ca_file: node.ca_file.as_ref().or(config.ca_file.as_ref()).cloned(),
+                capture,
+                data_directory: node.data_directory.clone(),
+                ..RedisOptions::new(name.clone(), redis_url(address))
+            })
+        };
+        let mut nodes: Vec<ClusterNode> = Vec::new();
+        let seeds: Vec<&String> = if source.redis.is_empty() { config.discover.iter().collect() } else { source.redis.iter().collect() };
+        for address in seeds {
+            let seed = options(&NodeName::new(plain_name(address))?, address, &NodeConfig::default())?;
+            for found in discover(&seed).await? {
+                if nodes.iter().any(|node| node.redis.as_ref().is_some_and(|redis| redis.url == found.url)) {
+                    continue;
+                }
+                // The configuration may name a discovered node, and say where its files are.
+                let named = config.nodes.iter().find(|(name, node)| {
+                    **name == found.node || node.address.as_deref().is_some_and(|address| redis_url(address) == found.url)
+                });
+                let (name, node) = named.map_or_else(|| (found.node.clone(), NodeConfig::default()), |(name, node)| (name.clone(), node.clone()));
+                let redis = options(&name, &found.url, &node)?;
+                nodes.push(ClusterNode { name, redis: Some(redis), directory: node.data_directory.clone(), config: node });
+            }
+        }
+        if nodes.is_empty() {
+            for (name, node) in &config.nodes {
+                let address = node.address.as_deref().ok_or_else(|| Failure::usage(format!("[clusters.{cluster}.nodes.{name}] has no address")))?;
+                nodes.push(ClusterNode { name: name.clone(), redis: Some(options(name, address, node)?), directory: node.data_directory.clone(), config: node.clone() });
+            }
+        }
+        if nodes.is_empty() {
+            return Err(Failure::usage(format!("cluster {cluster} has no nodes")).hint(format!("write discover or nodes under [clusters.{cluster}]")));
+        }
+        nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        if let Some(pair) = nodes.windows(2).find(|pair| pair[0].name == pair[1].name) {
+            return Err(Failure::usage(format!("two nodes of {cluster} have the name {}", pair[0].name)).hint("name them in the configuration"));
+        }
+        Ok(nodes)
+    }
+
+    /// The one snapshot that was named.
+    pub async fn choose(&self, source: &dyn SnapshotSource, name: &SnapshotName) -> Result<ListedSnapshot, Failure> {
+        let query = name.date.clone().unwrap_or(DateQuery::Latest);
+        let listed = source.snapshots(&name.cluster).await?;
+        if listed.is_empty() {
+            let known: Vec<_> = source.clusters().await?.iter().map(ToString::to_string).collect();
+            let hint = if known.is_empty() { "no cluster is stored yet; `tintype snapshot` makes the first snapshot".to_owned() } else { format!("stored clusters: {}", known.join(", ")) };
+            return Err(Failure::new("not_found", format!("cluster {} has no snapshots", name.cluster)).hint(hint));
+        }
+        let all: Vec<_> = listed.iter().map(|snapshot| (snapshot.date, snapshot.uuid, snapshot.is_complete)).collect();
+        let index = query.choose(&name.cluster, &all)?;
+        Ok(listed.into_iter().nth(index).expect("chosen among these"))
+    }
+
+    /// Takes a name apart and finds its snapshot.
+    pub async fn find(&self, source: &dyn SnapshotSource, text: &str) -> Result<(SnapshotName, ListedSnapshot), Failure> {
+        let name = SnapshotName::parse(text, self.now())?;
+        let listed = self.choose(source, &name).await?;
+        Ok((name, listed))
+    }
+}
+
+impl ClusterNode {
+    /// A driver for it.
+    pub fn driver(&self) -> Result<Box<dyn StoreDriver>, Failure> {
+        match (&self.redis, &self.directory) {
+            (Some(options), _) => Ok(Box::new(RedisDriver::new(options.clone())?)),
+            (None, Some(directory)) => Ok(Box::new(FilesDriver::new(self.name.clone(), directory.clone()))),
+            (None, None) => Err(Failure::usage(format!("nothing is known of where node {} is", self.name))),
+        }
+    }
+}
+
+/// `host:port` as a URL; URLs stay what they are.
+fn redis_url(address: &str) -> String {
+    let address = address.trim_end_matches('/');
+    if address.contains("://") { address.to_owned() } else { format!("redis://{address}") }
+}
+
+/// A node name for messages about an address.
+fn plain_name(address: &str) -> String {
+    let host = address.rsplit_once("://").map_or(address, |(_, host)| host).rsplit('@').next().unwrap_or_default();
+    let name: String = host.chars().map(|character| if character.is_ascii_alphanumeric() || matches!(character, '.' | '-') { character } else { '_' }).collect();
+    let name = name.trim_matches(|character: char| !character.is_ascii_alphanumeric());
+    if name.is_empty() { "redis".to_owned() } else { name.to_owned() }
+}
+
+/// Directories as nodes, each named after its last component.
+fn files_nodes(directories: &[PathBuf]) -> Result<Vec<ClusterNode>, Failure> {
+    let mut nodes: Vec<ClusterNode> = Vec::new();
+    for directory in directories {
+        let resolved = directory.canonicalize().map_err(|error| Failure::usage(format!("{}: {error}", directory.display())).hint("name an existing directory"))?;
+        let last = resolved.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = NodeName::new(plain_name(&last)).map_err(|_| {
+            Failure::usage(format!("{} cannot be a node's name", directory.display())).hint("write the node into the configuration, under a name of its own")
+        })?;
+        if nodes.iter().any(|node| node.name == name) {
+            return Err(Failure::usage(format!("two directories would have the name {name}")).hint("write them into the configuration, under names of their own"));
+        }
+        nodes.push(ClusterNode { name, redis: None, directory: Some(resolved), config: NodeConfig::default() });
+    }
+    Ok(nodes)
+}
+
+/// First line of what a command prints. It has a minute: a password manager may ask its owner.
+fn password_from(command: &[String]) -> Result<Zeroizing<String>, Failure> {
+    let (program, arguments) = command.split_first().ok_or_else(|| Failure::usage("password_command is empty"))?;
+    let wrong = |reason: String| Failure::usage(format!("password_command {program}: {reason}")).hint("run it by hand to see what it says");
+    let mut child = std::process::Command::new(program)
+        .args(arguments)
+        .stdin(std::process::Stdio::inherit())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .map_err(|error| wrong(error.to_string()))?;
+    let started = std::time::Instant::now();
+    while child.try_wait().map_err(|error| wrong(error.to_string()))?.is_none() {
+        if started.elapsed() > Duration::from_secs(60) {
+            let _gone = child.kill();
+            let _reaped = child.wait();
+            return Err(wrong("it did not end within 60 s".to_owned()));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let output = child.wait_with_output().map_err(|error| wrong(error.to_string()))?;
+    if !output.status.success() {
+        return Err(wrong(format!("it ended with {}", output.status)));
+    }
+    let stdout = Zeroizing::new(output.stdout);
+    let line = std::str::from_utf8(&stdout).ok().and_then(|text| text.lines().next()).unwrap_or_default();
+    if line.is_empty() { Err(wrong("its first line of output is empty".to_owned())) } else { Ok(Zeroizing::new(line.to_owned())) }
+}
+
+/// `USER:GROUP`, by name or number, as numbers.
+pub fn parse_owner(text: &str) -> Result<(u32, u32), Failure> {
+    let wrong = |reason: &str| Failure::usage(format!("owner {text:?}: {reason}")).hint("say USER:GROUP, for example redis:redis or 999:999");
+    let (user, group) = text.split_once(':').ok_or_else(|| wrong("has no colon"))?;
+    let uid = lookup(Path::new("/etc/passwd"), user).ok_or_else(|| wrong("no such user"))?;
+    let gid = lookup(Path::new("/etc/group"), group).ok_or_else(|| wrong("no such group"))?;
+    Ok((uid, gid))
+}
+
+/// The number in the third field of the line of `name`; numbers stand for themselves. Names that only a directory service
+/// knows are to be given as numbers.
+fn lookup(database: &Path, name: &str) -> Option<u32> {
+    if let Ok(number) = name.parse() {
+        return Some(number);
+    }
+    let text = std::fs::read_to_string(database).ok()?;
+    text.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|fields| fields.first() == Some(&name))?.get(2)?.parse().ok()
+}
