@@ -68,10 +68,12 @@ fn fill_all_types(server: &Server) {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_driver_keeps_the_promises_of_the_port_with_both_versions_and_forms() {
     for binary in both() {
-        for arguments in [&["--save", ""][..], &["--save", "3600 1", "--repl-diskless-sync", "no"]] {
+        for arguments in [&["--save", ""][..], &["--save", "3600", "1", "--repl-diskless-sync", "no"]] {
             let server = Server::start(&binary, arguments);
             fill_all_types(&server);
             conformance::all(&mut driver(server.options())).await;
+            let on_disk = arguments.contains(&"no") && server.info("redis_version").starts_with('6');
+            assert_eq!(server.directory().join("dump.rdb").exists(), on_disk);
         }
     }
 }
@@ -144,7 +146,8 @@ async fn a_dropped_driver_thaws() {
     let start = Instant::now();
     server.command(&["SET", "k", "v"]);
     assert!(start.elapsed() < Duration::from_secs(10));
-    server.wait_for("the delay as it was", |server| server.command(&["CONFIG", "GET", "repl-diskless-sync-delay"]).ends_with('5'));
+    server
+        .wait_for("the delay as it was", |server| server.command(&["CONFIG", "GET", "repl-diskless-sync-delay"]).ends_with('5'));
 }
 
 async fn refusal(options: RedisOptions) -> DriverError {
@@ -169,19 +172,10 @@ async fn a_wrong_password_is_denied() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_right_is_named() {
-    const RIGHTS: [&str; 9] = [
-        "+ping",
-        "+info",
-        "+time",
-        "+config|get",
-        "+client|pause",
-        "+client|unpause",
-        "+client|setname",
-        "+psync",
-        "+replconf",
-    ];
+    const RIGHTS: [&str; 9] =
+        ["+ping", "+info", "+time", "+config|get", "+client|pause", "+client|unpause", "+client|setname", "+psync", "+replconf"];
     for binary in both() {
-        let server = Server::start(&binary, &["--save", "3600 1"]);
+        let server = Server::start(&binary, &["--save", "3600", "1"]);
         let options = || RedisOptions { user: Some("bk".to_owned()), password: Some(Password::new("pw")), ..server.options() };
         let grant = |without: &str| {
             let rights = RIGHTS.iter().copied().filter(|right| *right != without);
@@ -235,8 +229,10 @@ async fn a_cluster_is_discovered_and_refused_while_slots_migrate() {
         let found = discover(&servers[1].options()).await.expect("discovered");
         let mut ports: Vec<u16> = servers.iter().map(|server| server.port).collect();
         ports.sort_unstable();
-        let mut found_ports: Vec<u16> =
-            found.iter().map(|node| node.node.as_str().strip_prefix("127.0.0.1_").expect("named so").parse().expect("a port")).collect();
+        let mut found_ports: Vec<u16> = found
+            .iter()
+            .map(|node| node.node.as_str().strip_prefix("127.0.0.1_").expect("named so").parse().expect("a port"))
+            .collect();
         found_ports.sort_unstable();
         assert_eq!(found_ports, ports);
 
@@ -382,7 +378,7 @@ async fn a_fork_that_would_take_too_long_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_that_breaks_is_noticed() {
-    for arguments in [&["--save", ""][..], &["--save", "3600 1", "--repl-diskless-sync", "no"]] {
+    for arguments in [&["--save", ""][..], &["--save", "3600", "1", "--repl-diskless-sync", "no"]] {
         let mut server = Server::start(&redis_70(), arguments);
         server.fill(20_000, 1000);
         server.command(&["CONFIG", "SET", "rdbcompression", "no"]);
@@ -418,8 +414,8 @@ async fn an_appendonly_tree_starts_with_the_data() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_save_is_captured_and_leaves_nothing_where_persistence_is_off() {
     for binary in both() {
-        for (save, stays) in [("", false), ("3600 1", true)] {
-            let server = Server::start(&binary, &["--save", save]);
+        for (save, stays) in [(&["--save", ""][..], false), (&["--save", "3600", "1"], true)] {
+            let server = Server::start(&binary, save);
             fill_all_types(&server);
             let digest = server.command(&["DEBUG", "DIGEST"]);
             let options = RedisOptions {
