@@ -187,6 +187,13 @@ async fn a_missing_right_is_named() {
             let error = refusal(options()).await.to_string();
             assert!(error.contains(&format!("ACL SETUSER bk {right}`")), "{right}: {error}");
         }
+        // Asked within a transaction, where that is permitted.
+        grant("+client|unpause");
+        server.command(&["ACL", "SETUSER", "bk", "+multi", "+discard"]);
+        let error = refusal(options()).await.to_string();
+        assert!(error.contains("ACL SETUSER bk +client|unpause`"), "{error}");
+        server.command(&["ACL", "SETUSER", "bk", "+client|unpause"]);
+        cut(&mut driver(options())).await;
         grant("none");
         cut(&mut driver(options())).await;
     }
@@ -478,4 +485,56 @@ async fn a_directory_of_another_server_is_noticed() {
     let error = node.capture().await.expect_err("noticed").to_string();
     assert!(error.contains("data_directory"), "{error}");
     node.abandon().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_stops_answering_is_given_up_in_time() {
+    let server = Server::start(&redis_70(), &[]);
+    let mut node = driver(server.options());
+    node.prepare(PAUSE, PATIENCE).await.expect("prepare");
+    server.signal("STOP");
+    let start = Instant::now();
+    let error = node.freeze(Duration::from_secs(1)).await.expect_err("no answer");
+    assert!(matches!(error, DriverError::DeadlineExceeded { .. }), "{error}");
+    node.abandon().await;
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    server.signal("CONT");
+    server.command(&["SET", "k", "v"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_is_captured_through_tls() {
+    let place = directory();
+    let made = std::process::Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"])
+        .args(["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"])
+        .args(["-keyout", "key.pem", "-out", "cert.pem"])
+        .current_dir(place.path())
+        .output()
+        .expect("openssl is there: `apt-get install openssl`");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let (key, cert) = (place.path().join("key.pem"), place.path().join("cert.pem"));
+    let tls_port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port").port();
+    let server = Server::start(
+        &redis_70(),
+        &[
+            "--tls-port",
+            &tls_port.to_string(),
+            "--tls-cert-file",
+            &cert.display().to_string(),
+            "--tls-key-file",
+            &key.display().to_string(),
+            "--tls-ca-cert-file",
+            &cert.display().to_string(),
+            "--tls-auth-clients",
+            "no",
+        ],
+    );
+    server.fill(1000, 1000);
+    let options = RedisOptions { url: format!("rediss://127.0.0.1:{tls_port}"), ca_file: Some(cert), ..server.options() };
+    let tree = cut(&mut driver(options.clone())).await;
+    assert!(tree[0].1.starts_with(b"REDIS"));
+    // A certificate that nobody vouches for.
+    let error = driver(RedisOptions { ca_file: None, ..options }).prepare(PAUSE, PATIENCE).await.expect_err("not trusted");
+    assert!(matches!(error, DriverError::Unreachable { .. }), "{error}");
 }

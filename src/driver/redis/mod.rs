@@ -12,7 +12,7 @@
 //! **Invariants**: the node ends the pause by itself, whoever dies; a pause that somebody else has made too is never
 //! ended by us; settings are changed only inside the freeze and put back by the thaw; what cannot be proved is an error.
 //!
-//! Commands go through the `redis` crate, the replication stream through [`replica`] and [`transfer`]; what is decided
+//! Commands go through the `redis` crate, the replication stream through `replica` and `transfer`; what is decided
 //! is decided in [`checks`], without a connection.
 
 use std::time::Duration;
@@ -55,8 +55,8 @@ pub(super) const NAME_PREFIX: &str = "tintype-";
 pub(super) const NAME_IDLE: &str = "tintype-snapshot";
 /// A control connection whose pause may be in force.
 const NAME_FROZEN: &str = "tintype-frozen";
-/// Limit for the thaw to be answered: long enough for a node that is busy after its fork.
-const THAW_LIMIT: Duration = Duration::from_secs(5);
+/// Limit for the thaw to be answered: long enough for a node that is busy after its fork. Most pauses are over by then.
+const THAW_LIMIT: Duration = Duration::from_secs(2);
 
 /// One Redis or Valkey node.
 #[derive(Debug)]
@@ -188,6 +188,8 @@ impl RedisDriver {
                 Err(error) => tracing::warn!(node = %self.options.node, %error, attempt, "the node could not be thawed"),
             }
         }
+        // It ends by itself before the node could be asked again; settings are tried once more by `abandon`.
+        self.paused = false;
     }
 
     fn release_commands(&self) -> Vec<Vec<String>> {

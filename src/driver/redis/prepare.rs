@@ -56,6 +56,7 @@ impl RedisDriver {
         let slots = if cluster { self.check_cluster().await? } else { Vec::new() };
         let lists_clients = self.check_other_coordinators().await?;
         self.check_pause_permitted().await?;
+        self.check_unpause_permitted().await?;
         self.wait_until_quiet(until, patience).await?;
         if self.options.capture != CaptureMode::Aof {
             let fields = self.control().await?.info(&["memory", "stats"]).await?;
@@ -163,6 +164,21 @@ impl RedisDriver {
     /// `CLIENT PAUSE` with a time that is none: the ACL is asked before the time is read, so that nothing is paused.
     async fn check_pause_permitted(&mut self) -> Result<(), DriverError> {
         self.check_permitted(&["CLIENT", "PAUSE", "permitted?", "WRITE"]).await
+    }
+
+    /// `CLIENT UNPAUSE` cannot be tried, for it would end somebody's pause: it is queued in a transaction, where the ACL is
+    /// asked, and discarded. Without the right to `MULTI` it stays unknown, and a pause would end by itself.
+    async fn check_unpause_permitted(&mut self) -> Result<(), DriverError> {
+        if self.control().await?.ask(&["MULTI"]).await.is_err() {
+            return Ok(());
+        }
+        let outcome = self.control().await?.ask(&["CLIENT", "UNPAUSE"]).await;
+        let discarded = self.control().await?.ask(&["DISCARD"]).await;
+        if discarded.is_err() {
+            // Closing the connection discards as well.
+            self.control = None;
+        }
+        outcome.map(|_| ())
     }
 
     /// A command that cannot succeed: an error other than the ACL's shows that it is permitted.
