@@ -21,7 +21,7 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use crate::driver::{CaptureReceipt, CapturedEntry, DriverError, FreezeReceipt, StoreDriver, ThawReceipt};
-use crate::model::manifest::{CaptureProof, Consistency, NodeDescription};
+use crate::model::manifest::{CaptureProof, NodeDescription};
 
 mod aof_files;
 pub mod checks;
@@ -222,6 +222,8 @@ impl RedisDriver {
         self.paused = true;
         // Half of the time is for the other nodes to be frozen too.
         let answers = self.send(&commands, pause / 2).await?;
+        // A pause that was refused is not ours to end.
+        self.paused = answers[pause_at].is_ok();
         if lists_clients {
             let list = answers[1].as_ref().map(text).unwrap_or_default();
             let frozen = clients_named(&list, NAME_FROZEN);
@@ -263,9 +265,15 @@ impl RedisDriver {
             CaptureMode::Replication => {
                 let Some(mut replica) = self.replica.take() else { return Err(self.refused("it was not prepared")) };
                 let Resynchronisation { replication_id, offset } = replica.synchronise(remaining).await?;
-                (Captured::Stream(Box::new(replica)), Mark::Resynchronisation { replication_id, offset }, Some(offset))
+                let on_disk =
+                    self.prepared.as_ref().and_then(|prepared| prepared.transfer.as_ref()).is_none_or(|plan| !plan.diskless);
+                let mark = Mark::Resynchronisation { replication_id, offset, on_disk };
+                (Captured::Stream(Box::new(replica)), mark, Some(offset))
             }
-            CaptureMode::Save => (Captured::Save(self.begin_save(remaining).await?), Mark::Save, offset),
+            CaptureMode::Save => {
+                let (watch, changes) = self.begin_save(remaining).await?;
+                (Captured::Save(watch), Mark::Save { changes }, offset)
+            }
             CaptureMode::Aof => (Captured::Files(self.open_append_only(remaining).await?), Mark::Files, offset),
         };
         self.captured = Some(captured);
@@ -299,17 +307,17 @@ impl RedisDriver {
         self.changed.clear();
         self.paused = false;
         let after = self.reading(&answers[..reading.len()])?;
-        let mut checks = checks::freeze_held(&frozen.before, &frozen.mark, &after, elapsed, frozen.pause)
+        let (consistent, mut checks) = checks::freeze_held(&frozen.before, &frozen.mark, &after, elapsed, frozen.pause)
             .map_err(|reason| self.void(format!("{reason}; take another snapshot")))?;
         if let Some(Captured::Files(files)) = &self.captured {
             checks.push(files.check());
         }
         let kind = match frozen.mark {
             Mark::None => return Ok(ThawReceipt { proof: CaptureProof::none() }),
-            Mark::Resynchronisation { .. } | Mark::Save => "fork_reply",
+            Mark::Resynchronisation { .. } | Mark::Save { .. } => "fork_reply",
             Mark::Files => "open_files",
         };
-        Ok(ThawReceipt { proof: CaptureProof { consistent: Consistency::Proved, kind: kind.to_owned(), checks } })
+        Ok(ThawReceipt { proof: CaptureProof { consistent, kind: kind.to_owned(), checks } })
     }
 }
 
