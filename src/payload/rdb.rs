@@ -1,7 +1,7 @@
 //! RDB dumps: structure, checksum and key counts, while the bytes pass.
 //!
 //! [`RdbChecker`] is fed pieces of any size and keeps nothing but a few bytes: what a value holds is skipped, not
-//! copied. The format of every value is a row of [`Element`]s, and a small fixed stack of loops walks over them, so
+//! copied. The format of every value is a row of elements, and a small fixed stack of loops walks over them, so
 //! that neither a nested nor an absurdly long value costs memory.
 //!
 //! **Invariants**: no length is believed before its bytes came; every byte up to the end marker is in the checksum;

@@ -251,10 +251,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for CheckedDump<S> {
             });
         }
         let outcome = this.checker.as_mut().map_or(Ok(()), |checker| checker.feed(piece));
-        match outcome {
-            Ok(()) => Poll::Ready(Ok(())),
-            Err(error) => Poll::Ready(Err(this.corrupt(&error))),
-        }
+        Poll::Ready(match outcome {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                // A reader may take what was filled for good, and an error promises that nothing was.
+                output.set_filled(before);
+                Err(this.corrupt(&error))
+            }
+        })
     }
 }
 
