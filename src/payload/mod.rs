@@ -7,3 +7,4 @@ pub mod checksum;
 mod lzf;
 pub mod rdb;
 mod rdb_layout;
+mod rdb_token;

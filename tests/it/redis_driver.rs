@@ -68,7 +68,7 @@ fn fill_all_types(server: &Server) {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_driver_keeps_the_promises_of_the_port_with_both_versions_and_forms() {
     for binary in both() {
-        for arguments in [&["--save", ""][..], &["--save", "3600 1", "--repl-diskless-sync", "no"]] {
+        for arguments in [&["--save", ""][..], &["--save", "3600", "1", "--repl-diskless-sync", "no"]] {
             let server = Server::start(&binary, arguments);
             fill_all_types(&server);
             conformance::all(&mut driver(server.options())).await;
@@ -175,7 +175,7 @@ async fn a_missing_right_is_named() {
     const RIGHTS: [&str; 9] =
         ["+ping", "+info", "+time", "+config|get", "+client|pause", "+client|unpause", "+client|setname", "+psync", "+replconf"];
     for binary in both() {
-        let server = Server::start(&binary, &["--save", "3600 1"]);
+        let server = Server::start(&binary, &["--save", "3600", "1"]);
         let options = || RedisOptions { user: Some("bk".to_owned()), password: Some(Password::new("pw")), ..server.options() };
         let grant = |without: &str| {
             let rights = RIGHTS.iter().copied().filter(|right| *right != without);
@@ -187,6 +187,13 @@ async fn a_missing_right_is_named() {
             let error = refusal(options()).await.to_string();
             assert!(error.contains(&format!("ACL SETUSER bk {right}`")), "{right}: {error}");
         }
+        // Asked within a transaction, where that is permitted.
+        grant("+client|unpause");
+        server.command(&["ACL", "SETUSER", "bk", "+multi", "+discard"]);
+        let error = refusal(options()).await.to_string();
+        assert!(error.contains("ACL SETUSER bk +client|unpause`"), "{error}");
+        server.command(&["ACL", "SETUSER", "bk", "+client|unpause"]);
+        cut(&mut driver(options())).await;
         grant("none");
         cut(&mut driver(options())).await;
     }
@@ -327,24 +334,23 @@ async fn a_late_thaw_voids_the_cut() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_coordinator_leaves_the_pause_alone() {
-    let server = Server::start(&redis_70(), &[]);
-    let mut first = driver(server.options());
-    let mut second = driver(server.options());
-    // Both are past the look at each other before either freezes.
-    let (one, two) = tokio::join!(first.prepare(PAUSE, PATIENCE), second.prepare(PAUSE, PATIENCE));
-    if one.is_err() || two.is_err() {
-        assert!(one.is_err() != two.is_err() || one.is_err(), "at least one of them was told");
-        return;
+    for binary in both() {
+        let server = Server::start(&binary, &[]);
+        let mut second = driver(server.options());
+        second.prepare(PAUSE, PATIENCE).await.expect("prepare");
+        // Another one, which looked before we were there, freezes first.
+        let mut first = server.connection();
+        redis::cmd("CLIENT").arg("SETNAME").arg("tintype-frozen").exec(&mut first).expect("a name");
+        let start = Instant::now();
+        redis::cmd("CLIENT").arg("PAUSE").arg(2000).arg("WRITE").exec(&mut first).expect("a pause");
+        let error = second.freeze(Duration::from_secs(1)).await.expect_err("it is frozen already");
+        assert!(matches!(&error, DriverError::Refused { reason, .. } if reason.contains("another coordinator")), "{error}");
+        assert!(second.capture().await.is_err());
+        second.abandon().await;
+        server.command(&["SET", "k", "v"]);
+        assert!(start.elapsed() >= Duration::from_secs(2), "its pause was left alone");
+        assert_eq!(server.command(&["CONFIG", "GET", "repl-diskless-sync-delay"]), "repl-diskless-sync-delay\n5");
     }
-    first.freeze(PAUSE).await.expect("freeze");
-    first.capture().await.expect("capture");
-    let error = second.freeze(PAUSE).await.expect_err("it is frozen already");
-    assert!(matches!(&error, DriverError::Refused { reason, .. } if reason.contains("another coordinator")), "{error}");
-    second.abandon().await;
-    first.thaw().await.expect("its pause was left alone");
-    let start = Instant::now();
-    server.command(&["SET", "k", "v"]);
-    assert!(start.elapsed() < PAUSE);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -378,7 +384,7 @@ async fn a_fork_that_would_take_too_long_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_that_breaks_is_noticed() {
-    for arguments in [&["--save", ""][..], &["--save", "3600 1", "--repl-diskless-sync", "no"]] {
+    for arguments in [&["--save", ""][..], &["--save", "3600", "1", "--repl-diskless-sync", "no"]] {
         let mut server = Server::start(&redis_70(), arguments);
         server.fill(20_000, 1000);
         server.command(&["CONFIG", "SET", "rdbcompression", "no"]);
@@ -414,8 +420,8 @@ async fn an_appendonly_tree_starts_with_the_data() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_save_is_captured_and_leaves_nothing_where_persistence_is_off() {
     for binary in both() {
-        for (save, stays) in [("", false), ("3600 1", true)] {
-            let server = Server::start(&binary, &["--save", save]);
+        for (save, stays) in [(&["--save", ""][..], false), (&["--save", "3600", "1"], true)] {
+            let server = Server::start(&binary, save);
             fill_all_types(&server);
             let digest = server.command(&["DEBUG", "DIGEST"]);
             let options = RedisOptions {
@@ -478,4 +484,56 @@ async fn a_directory_of_another_server_is_noticed() {
     let error = node.capture().await.expect_err("noticed").to_string();
     assert!(error.contains("data_directory"), "{error}");
     node.abandon().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_stops_answering_is_given_up_in_time() {
+    let server = Server::start(&redis_70(), &[]);
+    let mut node = driver(server.options());
+    node.prepare(PAUSE, PATIENCE).await.expect("prepare");
+    server.signal("STOP");
+    let start = Instant::now();
+    let error = node.freeze(Duration::from_secs(1)).await.expect_err("no answer");
+    assert!(matches!(error, DriverError::DeadlineExceeded { .. }), "{error}");
+    node.abandon().await;
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    server.signal("CONT");
+    server.command(&["SET", "k", "v"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_is_captured_through_tls() {
+    let place = directory();
+    let made = std::process::Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"])
+        .args(["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"])
+        .args(["-keyout", "key.pem", "-out", "cert.pem"])
+        .current_dir(place.path())
+        .output()
+        .expect("openssl is there: `apt-get install openssl`");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let (key, cert) = (place.path().join("key.pem"), place.path().join("cert.pem"));
+    let tls_port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port").port();
+    let server = Server::start(
+        &redis_70(),
+        &[
+            "--tls-port",
+            &tls_port.to_string(),
+            "--tls-cert-file",
+            &cert.display().to_string(),
+            "--tls-key-file",
+            &key.display().to_string(),
+            "--tls-ca-cert-file",
+            &cert.display().to_string(),
+            "--tls-auth-clients",
+            "no",
+        ],
+    );
+    server.fill(1000, 1000);
+    let options = RedisOptions { url: format!("rediss://127.0.0.1:{tls_port}"), ca_file: Some(cert), ..server.options() };
+    let tree = cut(&mut driver(options.clone())).await;
+    assert!(tree[0].1.starts_with(b"REDIS"));
+    // A certificate that nobody vouches for.
+    let error = driver(RedisOptions { ca_file: None, ..options }).prepare(PAUSE, PATIENCE).await.expect_err("not trusted");
+    assert!(matches!(error, DriverError::Unreachable { .. }), "{error}");
 }

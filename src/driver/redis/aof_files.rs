@@ -64,9 +64,11 @@ impl RedisDriver {
                 open_single(&place, &prepared.append_name).map(Some)
             };
             let Some(files) = opened.map_err(|error| self.file_error(&place, &error))? else { continue };
-            let bytes: u64 =
-                files.iter().filter(|file| file.part.kind != AofFileKind::History).map(|file| file.length_bytes).sum();
-            if fields.number("aof_current_size") != Some(bytes) {
+            let bytes: u64 = files.iter().map(|file| file.length_bytes).sum();
+            let base: u64 = files.iter().filter(|file| file.part.kind == AofFileKind::Base).map(|file| file.length_bytes).sum();
+            // Until the first rewrite a server does not count the base that it began with.
+            let counted = fields.number("aof_current_size");
+            if counted != Some(bytes) && counted != Some(bytes - base) {
                 return Err(self.broken(format!(
                     "the append-only files in {} have {bytes} bytes, and the node says {}; is data_directory the node's own (CONFIG GET dir)?",
                     place.display(),

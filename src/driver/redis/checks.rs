@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::model::manifest::Consistency;
+
 use super::reply::{Fields, Reading};
 
 /// The oldest server that can be captured: 6.2 brought `CLIENT PAUSE … WRITE` and `CLIENT UNPAUSE`.
@@ -92,9 +94,14 @@ pub enum Mark {
         replication_id: String,
         /// Offset of the fork.
         offset: u64,
+        /// The dump goes through a file on the node: when it is complete, the count of changes starts again.
+        on_disk: bool,
     },
     /// `+Background saving started`.
-    Save,
+    Save {
+        /// The count of changes read in the same write, right before it.
+        changes: u64,
+    },
     /// The files were open and flushed.
     Files,
 }
@@ -103,13 +110,16 @@ pub enum Mark {
 ///
 /// `elapsed` is from before the freeze was sent until after the thaw was answered, both by our own monotonic clock;
 /// `pause` is what the node was told.
+///
+/// It is proved, but for one case: without a backlog before the freeze only the count of changes could show a write ahead
+/// of the fork, and a save that ended inside the freeze started that count again.
 pub fn freeze_held(
     before: &Reading,
     mark: &Mark,
     after: &Reading,
     elapsed: Duration,
     pause: Duration,
-) -> Result<Vec<String>, String> {
+) -> Result<(Consistency, Vec<String>), String> {
     let mut checks = Vec::new();
     if elapsed >= pause {
         return Err(format!("the thaw came after {elapsed:?}, later than the pause of {pause:?}; raise max_pause"));
@@ -125,17 +135,14 @@ pub fn freeze_held(
     if let Some((own, current)) = before.epochs {
         checks.push(format!("epoch {own} of {current} before and after"));
     }
-    if after.changes > before.changes {
-        return Err(format!("{} keys were changed inside the freeze", after.changes - before.changes));
-    }
-    checks.push("no change counted since the freeze".to_owned());
+    let consistent = changes_held(before, mark, after, &mut checks)?;
     let pings = |from: u64, to: u64| {
         let moved = to.checked_sub(from)?;
         // One ping a second is the shortest period that can be configured.
         (moved % PING_BYTES == 0 && moved / PING_BYTES <= elapsed.as_secs() + 1).then_some(moved)
     };
     let (stream, from) = match mark {
-        Mark::Resynchronisation { replication_id, offset } => {
+        Mark::Resynchronisation { replication_id, offset, .. } => {
             // A server without a backlog begins a new stream at the first synchronisation, and until then it does not count.
             if before.has_backlog {
                 if *replication_id != before.replication_id {
@@ -159,13 +166,39 @@ pub fn freeze_held(
         return Err(format!("the replication offset moved from {from} to {} inside the freeze", after.offset));
     };
     checks.push(format!("offset {} at the thaw, {moved} bytes of pings", after.offset));
-    if let (Mark::Resynchronisation { .. } | Mark::Save, Some(before), Some(after)) = (mark, before.forks, after.forks) {
+    if let (Mark::Resynchronisation { .. } | Mark::Save { .. }, Some(before), Some(after)) = (mark, before.forks, after.forks) {
         if after != before + 1 {
             return Err(format!("{} forks inside the freeze instead of one", after.saturating_sub(before)));
         }
         checks.push("one fork".to_owned());
     }
-    Ok(checks)
+    Ok((consistent, checks))
+}
+
+/// What the count of changes says: it grows with every write, and starts again when a save is complete.
+fn changes_held(before: &Reading, mark: &Mark, after: &Reading, checks: &mut Vec<String>) -> Result<Consistency, String> {
+    let to_file = matches!(mark, Mark::Save { .. } | Mark::Resynchronisation { on_disk: true, .. });
+    if let Mark::Save { changes } = mark
+        && *changes != before.changes
+    {
+        return Err(format!("{} keys were changed between the freeze and the fork", changes.abs_diff(before.changes)));
+    }
+    if to_file && !after.saving {
+        if after.save_failed {
+            return Err("the save failed; see the node's log (memory, disk space)".to_owned());
+        }
+        if after.changes != 0 {
+            return Err(format!("{} keys were changed inside the freeze", after.changes));
+        }
+        checks.push("no change counted since the fork, whose save has ended".to_owned());
+        let shown = before.has_backlog || matches!(mark, Mark::Save { .. });
+        return Ok(if shown { Consistency::Proved } else { Consistency::Timed });
+    }
+    if after.changes != before.changes {
+        return Err(format!("{} keys were changed inside the freeze", after.changes.abs_diff(before.changes)));
+    }
+    checks.push("no change counted since the freeze".to_owned());
+    Ok(Consistency::Proved)
 }
 
 #[cfg(test)]
@@ -179,6 +212,8 @@ mod tests {
             offset,
             has_backlog: true,
             changes: 5,
+            saving: true,
+            save_failed: false,
             epochs: Some((1, 3)),
             forks: Some(7),
         }
@@ -189,7 +224,7 @@ mod tests {
     }
 
     fn fork(offset: u64) -> Mark {
-        Mark::Resynchronisation { replication_id: "a".to_owned(), offset }
+        Mark::Resynchronisation { replication_id: "a".to_owned(), offset, on_disk: false }
     }
 
     fn held(before: &Reading, mark: &Mark, after: &Reading) -> bool {
@@ -231,8 +266,26 @@ mod tests {
     fn without_a_backlog_the_stream_may_be_new() {
         let before = Reading { has_backlog: false, offset: 0, replication_id: "old".to_owned(), ..reading(0) };
         assert!(held(&before, &fork(0), &after(0)));
-        assert!(!held(&before, &Mark::Save, &after(0)));
-        assert!(held(&before, &Mark::Save, &Reading { forks: Some(8), ..before.clone() }));
+        assert!(!held(&before, &Mark::Save { changes: 5 }, &after(0)));
+        assert!(held(&before, &Mark::Save { changes: 5 }, &Reading { forks: Some(8), ..before.clone() }));
+    }
+
+    #[test]
+    fn a_save_that_ended_inside_starts_the_count_again() {
+        let pause = Duration::from_secs(2);
+        let ended = Reading { saving: false, changes: 0, ..after(1) };
+        let consistent = |before: &Reading, mark: &Mark, after: &Reading| {
+            freeze_held(before, mark, after, Duration::ZERO, pause).ok().map(|(consistent, _)| consistent)
+        };
+        let on_disk = Mark::Resynchronisation { replication_id: "a".to_owned(), offset: 1, on_disk: true };
+        assert_eq!(consistent(&reading(1), &on_disk, &ended), Some(Consistency::Proved));
+        let alone = Reading { has_backlog: false, ..reading(0) };
+        assert_eq!(consistent(&alone, &on_disk, &ended), Some(Consistency::Timed));
+        assert_eq!(consistent(&alone, &on_disk, &after(1)), Some(Consistency::Proved));
+        assert_eq!(consistent(&reading(1), &on_disk, &Reading { changes: 1, ..ended.clone() }), None);
+        assert_eq!(consistent(&reading(1), &on_disk, &Reading { save_failed: true, ..ended.clone() }), None);
+        assert_eq!(consistent(&reading(1), &Mark::Save { changes: 5 }, &ended), Some(Consistency::Proved));
+        assert_eq!(consistent(&reading(1), &Mark::Save { changes: 6 }, &ended), None);
     }
 
     fn settings() -> TransferSettings {

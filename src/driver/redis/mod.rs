@@ -12,7 +12,7 @@
 //! **Invariants**: the node ends the pause by itself, whoever dies; a pause that somebody else has made too is never
 //! ended by us; settings are changed only inside the freeze and put back by the thaw; what cannot be proved is an error.
 //!
-//! Commands go through the `redis` crate, the replication stream through [`replica`] and [`transfer`]; what is decided
+//! Commands go through the `redis` crate, the replication stream through `replica` and `transfer`; what is decided
 //! is decided in [`checks`], without a connection.
 
 use std::time::Duration;
@@ -21,7 +21,7 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use crate::driver::{CaptureReceipt, CapturedEntry, DriverError, FreezeReceipt, StoreDriver, ThawReceipt};
-use crate::model::manifest::{CaptureProof, Consistency, NodeDescription};
+use crate::model::manifest::{CaptureProof, NodeDescription};
 
 mod aof_files;
 pub mod checks;
@@ -55,8 +55,8 @@ pub(super) const NAME_PREFIX: &str = "tintype-";
 pub(super) const NAME_IDLE: &str = "tintype-snapshot";
 /// A control connection whose pause may be in force.
 const NAME_FROZEN: &str = "tintype-frozen";
-/// Limit for the thaw to be answered: long enough for a node that is busy after its fork.
-const THAW_LIMIT: Duration = Duration::from_secs(5);
+/// Limit for the thaw to be answered: long enough for a node that is busy after its fork. Most pauses are over by then.
+const THAW_LIMIT: Duration = Duration::from_secs(2);
 
 /// One Redis or Valkey node.
 #[derive(Debug)]
@@ -188,6 +188,8 @@ impl RedisDriver {
                 Err(error) => tracing::warn!(node = %self.options.node, %error, attempt, "the node could not be thawed"),
             }
         }
+        // It ends by itself before the node could be asked again; settings are tried once more by `abandon`.
+        self.paused = false;
     }
 
     fn release_commands(&self) -> Vec<Vec<String>> {
@@ -220,6 +222,8 @@ impl RedisDriver {
         self.paused = true;
         // Half of the time is for the other nodes to be frozen too.
         let answers = self.send(&commands, pause / 2).await?;
+        // A pause that was refused is not ours to end.
+        self.paused = answers[pause_at].is_ok();
         if lists_clients {
             let list = answers[1].as_ref().map(text).unwrap_or_default();
             let frozen = clients_named(&list, NAME_FROZEN);
@@ -261,9 +265,15 @@ impl RedisDriver {
             CaptureMode::Replication => {
                 let Some(mut replica) = self.replica.take() else { return Err(self.refused("it was not prepared")) };
                 let Resynchronisation { replication_id, offset } = replica.synchronise(remaining).await?;
-                (Captured::Stream(Box::new(replica)), Mark::Resynchronisation { replication_id, offset }, Some(offset))
+                let on_disk =
+                    self.prepared.as_ref().and_then(|prepared| prepared.transfer.as_ref()).is_none_or(|plan| !plan.diskless);
+                let mark = Mark::Resynchronisation { replication_id, offset, on_disk };
+                (Captured::Stream(Box::new(replica)), mark, Some(offset))
             }
-            CaptureMode::Save => (Captured::Save(self.begin_save(remaining).await?), Mark::Save, offset),
+            CaptureMode::Save => {
+                let (watch, changes) = self.begin_save(remaining).await?;
+                (Captured::Save(watch), Mark::Save { changes }, offset)
+            }
             CaptureMode::Aof => (Captured::Files(self.open_append_only(remaining).await?), Mark::Files, offset),
         };
         self.captured = Some(captured);
@@ -297,17 +307,17 @@ impl RedisDriver {
         self.changed.clear();
         self.paused = false;
         let after = self.reading(&answers[..reading.len()])?;
-        let mut checks = checks::freeze_held(&frozen.before, &frozen.mark, &after, elapsed, frozen.pause)
+        let (consistent, mut checks) = checks::freeze_held(&frozen.before, &frozen.mark, &after, elapsed, frozen.pause)
             .map_err(|reason| self.void(format!("{reason}; take another snapshot")))?;
         if let Some(Captured::Files(files)) = &self.captured {
             checks.push(files.check());
         }
         let kind = match frozen.mark {
             Mark::None => return Ok(ThawReceipt { proof: CaptureProof::none() }),
-            Mark::Resynchronisation { .. } | Mark::Save => "fork_reply",
+            Mark::Resynchronisation { .. } | Mark::Save { .. } => "fork_reply",
             Mark::Files => "open_files",
         };
-        Ok(ThawReceipt { proof: CaptureProof { consistent: Consistency::Proved, kind: kind.to_owned(), checks } })
+        Ok(ThawReceipt { proof: CaptureProof { consistent, kind: kind.to_owned(), checks } })
     }
 }
 

@@ -17,6 +17,9 @@ use super::{CaptureMode, NAME_IDLE, NAME_PREFIX, RedisDriver};
 /// How often a state that must pass is looked at.
 const POLL: Duration = Duration::from_millis(50);
 
+/// How long a connection that was closed a moment ago, such as that of our last cut, may still be listed.
+const CLOSING_LIMIT: Duration = Duration::from_secs(2);
+
 /// What was found out before the freeze.
 #[derive(Debug, Clone)]
 pub(super) struct Prepared {
@@ -54,8 +57,9 @@ impl RedisDriver {
         }
         let cluster = fields.flag("cluster_enabled");
         let slots = if cluster { self.check_cluster().await? } else { Vec::new() };
-        let lists_clients = self.check_other_coordinators().await?;
+        let lists_clients = self.check_other_coordinators(until).await?;
         self.check_pause_permitted().await?;
+        self.check_unpause_permitted().await?;
         self.wait_until_quiet(until, patience).await?;
         if self.options.capture != CaptureMode::Aof {
             let fields = self.control().await?.info(&["memory", "stats"]).await?;
@@ -150,19 +154,43 @@ impl RedisDriver {
     }
 
     /// Whether `CLIENT LIST` is permitted, and nobody else of our kind is there.
-    async fn check_other_coordinators(&mut self) -> Result<bool, DriverError> {
+    async fn check_other_coordinators(&mut self, until: Instant) -> Result<bool, DriverError> {
         let limit = self.options.answer_limit;
-        let Ok(list) = self.control().await?.ask_all(&[&["CLIENT", "LIST"]], limit).await?.remove(0) else { return Ok(false) };
-        let others = clients_named(&text(&list), NAME_PREFIX);
-        if others.is_empty() {
-            return Ok(true);
+        let until = until.min(Instant::now() + CLOSING_LIMIT);
+        loop {
+            let answer = self.control().await?.ask_all(&[&["CLIENT", "LIST"]], limit).await?.remove(0);
+            let Ok(list) = answer else { return Ok(false) };
+            let others = clients_named(&text(&list), NAME_PREFIX);
+            if others.is_empty() {
+                return Ok(true);
+            }
+            if Instant::now() >= until {
+                return Err(
+                    self.refused(format!("another snapshot of it is under way ({}); wait for it, or end it", others.join(", ")))
+                );
+            }
+            sleep(POLL).await;
         }
-        Err(self.refused(format!("another snapshot of it is under way ({}); wait for it, or end it", others.join(", "))))
     }
 
     /// `CLIENT PAUSE` with a time that is none: the ACL is asked before the time is read, so that nothing is paused.
     async fn check_pause_permitted(&mut self) -> Result<(), DriverError> {
         self.check_permitted(&["CLIENT", "PAUSE", "permitted?", "WRITE"]).await
+    }
+
+    /// `CLIENT UNPAUSE` cannot be tried, for it would end somebody's pause: it is queued in a transaction, where the ACL is
+    /// asked, and discarded. Without the right to `MULTI` it stays unknown, and a pause would end by itself.
+    async fn check_unpause_permitted(&mut self) -> Result<(), DriverError> {
+        if self.control().await?.ask(&["MULTI"]).await.is_err() {
+            return Ok(());
+        }
+        let outcome = self.control().await?.ask(&["CLIENT", "UNPAUSE"]).await;
+        let discarded = self.control().await?.ask(&["DISCARD"]).await;
+        if discarded.is_err() {
+            // Closing the connection discards as well.
+            self.control = None;
+        }
+        outcome.map(|_| ())
     }
 
     /// A command that cannot succeed: an error other than the ACL's shows that it is permitted.

@@ -77,6 +77,10 @@ pub struct Reading {
     pub has_backlog: bool,
     /// Writes since the last save; it also drops, when a save completes.
     pub changes: u64,
+    /// A child is saving, for a file or for a replica.
+    pub saving: bool,
+    /// The last save was no success.
+    pub save_failed: bool,
     /// Configuration epochs, own and the cluster's; `None` outside of a cluster.
     pub epochs: Option<(u64, u64)>,
     /// Forks since the server started; `None` before Redis 6.2.
@@ -92,6 +96,8 @@ impl Reading {
             offset: fields.number("master_repl_offset").unwrap_or(0),
             has_backlog: fields.flag("repl_backlog_active"),
             changes: fields.number("rdb_changes_since_last_save").unwrap_or(0),
+            saving: fields.flag("rdb_bgsave_in_progress"),
+            save_failed: fields.get("rdb_last_bgsave_status").is_some_and(|status| status != "ok"),
             epochs: fields.number("cluster_my_epoch").zip(fields.number("cluster_current_epoch")),
             forks: fields.number("total_forks"),
         }

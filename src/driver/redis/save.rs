@@ -73,7 +73,8 @@ impl SaveWatch {
 }
 
 impl RedisDriver {
-    pub(super) async fn begin_save(&mut self, limit: Duration) -> Result<SaveWatch, DriverError> {
+    /// Also tells the count of changes right before the fork.
+    pub(super) async fn begin_save(&mut self, limit: Duration) -> Result<(SaveWatch, u64), DriverError> {
         let directory = self.data_directory()?;
         let Some(prepared) = self.prepared.clone() else { return Err(self.refused("it was not prepared")) };
         let place = |error: io::Error| self.file_error(&directory, &error);
@@ -92,6 +93,7 @@ impl RedisDriver {
         let limit_answers = self.control().await?.ask_all(&[&["INFO", "persistence"], &["BGSAVE"]], limit).await?;
         let [fields, answer] = limit_answers.as_slice() else { return Err(self.broken("BGSAVE was not answered")) };
         let fields = super::Fields::parse(&fields.as_ref().map(text).unwrap_or_default());
+        let changes = fields.number("rdb_changes_since_last_save").unwrap_or(u64::MAX);
         watch.saves_before = fields.number("rdb_saves");
         watch.last_save_before = fields.number("rdb_last_save_time");
         match answer {
@@ -112,7 +114,7 @@ impl RedisDriver {
                 sleep(Duration::from_millis(1)).await;
             }
         }
-        Ok(watch)
+        Ok((watch, changes))
     }
 
     /// Waits for the child, and hands over the file that it wrote.

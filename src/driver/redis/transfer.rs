@@ -100,6 +100,8 @@ pub(super) struct Transfer<S> {
     chunk: Box<[u8]>,
     stall_limit: Duration,
     stall: Pin<Box<Sleep>>,
+    /// The stall is being timed: a reader that pauses by itself is none.
+    waiting: bool,
 }
 
 impl<S> Transfer<S> {
@@ -114,6 +116,7 @@ impl<S> Transfer<S> {
             chunk: vec![0; READ_BYTES].into_boxed_slice(),
             stall_limit,
             stall: Box::pin(sleep(stall_limit)),
+            waiting: false,
         }
     }
 }
@@ -151,10 +154,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Transfer<S> {
                 }
                 Poll::Ready(Ok(())) => {
                     this.buffer.extend_from_slice(read.filled());
-                    this.stall.as_mut().reset(Instant::now() + this.stall_limit);
+                    this.waiting = false;
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => {
+                    if !this.waiting {
+                        this.waiting = true;
+                        this.stall.as_mut().reset(Instant::now() + this.stall_limit);
+                    }
                     return match this.stall.as_mut().poll(context) {
                         Poll::Ready(()) => Poll::Ready(Err(io::Error::new(
                             io::ErrorKind::TimedOut,
@@ -244,10 +251,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for CheckedDump<S> {
             });
         }
         let outcome = this.checker.as_mut().map_or(Ok(()), |checker| checker.feed(piece));
-        match outcome {
-            Ok(()) => Poll::Ready(Ok(())),
-            Err(error) => Poll::Ready(Err(this.corrupt(&error))),
-        }
+        Poll::Ready(match outcome {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                // A reader may take what was filled for good, and an error promises that nothing was.
+                output.set_filled(before);
+                Err(this.corrupt(&error))
+            }
+        })
     }
 }
 
