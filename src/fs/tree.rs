@@ -101,8 +101,7 @@ type Child = (Place, Attributes);
 impl SnapshotFs {
     /// The tree of what `blocks` reads from. Nothing is read yet.
     pub fn new(blocks: Arc<BlockReader>, clock: Arc<dyn Clock>, options: FsOptions) -> Arc<Self> {
-        let times =
-            ListingTimes { fresh_for: options.fresh_for, patience: options.patience, deadline: options.deadline };
+        let times = ListingTimes { fresh_for: options.fresh_for, patience: options.patience, deadline: options.deadline };
         let runtime = blocks.runtime().clone();
         let catalogue = Catalogue::new(blocks.source().clone(), clock.clone(), runtime, times, options.describe);
         let inodes = InodeTable::default();
@@ -182,9 +181,7 @@ impl SnapshotFs {
     fn found(&self, inode: &Inode) -> Found {
         let place = &inode.place;
         let attributes = match place {
-            Place::Root | Place::Cluster(_) => {
-                Attributes { inode: inode.attributes.inode, ..self.own_attributes(place) }
-            }
+            Place::Root | Place::Cluster(_) => Attributes { inode: inode.attributes.inode, ..self.own_attributes(place) },
             _ => inode.attributes,
         };
         let is_name_immutable = matches!(place, Place::Description(_) | Place::Captured { .. });

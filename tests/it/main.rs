@@ -1,3 +1,5 @@
-//! The integration tests: real servers, the real kernel.
-
-fn main() {}
+//! The integration tests: one binary, so that linking happens once.
+mod support {
+    pub mod mount;
+}
+mod mount;
