@@ -97,6 +97,26 @@ fn owners_can_be_mapped() {
 }
 
 #[test]
+fn the_kernel_holds_what_the_mount_promises() {
+    let source = FakeSource::new();
+    source.publish("prod", DATE, BLOCK, &[("node-1", sample_tree())]);
+    let served = serve_with(source, |options| options.allow_other = true);
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("readable");
+    let place = served.mountpoint.display().to_string();
+    let line = table.lines().find(|line| line.contains(&place)).expect("is mounted");
+    for option in ["ro,nosuid,nodev,noexec", " fuse.tintype tintype ", "default_permissions", "allow_other"] {
+        assert!(line.contains(option), "{option} in {line}");
+    }
+    // What was captured as another user's is not readable by everybody.
+    let script = "import os, sys\nos.setgid(65534); os.setuid(65534)\n\
+        try: open(sys.argv[1])\nexcept PermissionError: print('refused')";
+    let file = served.node().join("dump.rdb").display().to_string();
+    let parent = served.mountpoint.parent().expect("has one");
+    fs::set_permissions(parent, fs::Permissions::from_mode(0o755)).expect("is ours");
+    assert_eq!(succeed(&served.mountpoint, &["python3", "-c", script, &file]), "refused\n");
+}
+
+#[test]
 fn a_day_and_a_unique_prefix_are_found_though_not_listed() {
     let source = FakeSource::new();
     for date in ["2026-11-20T10-15-30Z", "2026-11-20T12-00-00Z", "2026-11-21T00-00-00Z"] {
