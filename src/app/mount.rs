@@ -280,21 +280,23 @@ async fn begin(source: Arc<dyn SnapshotSource>, options: &MountOptions) -> Resul
     }
 }
 
-/// Returns at SIGTERM or SIGINT: the usual `stop` of [`serve`].
-pub async fn stop_signal() {
+/// Ends at SIGTERM or SIGINT: the usual `stop` of [`serve`]. The signals are caught from the call on, not only from the
+/// first poll, so that one right after the tree is served unmounts it. Must be called within a runtime.
+pub fn stop_signal() -> impl Future<Output = ()> + Send + 'static {
     use tokio::signal::unix::{SignalKind, signal};
-    let terminate = signal(SignalKind::terminate());
-    let interrupt = signal(SignalKind::interrupt());
-    match (terminate, interrupt) {
-        (Ok(mut terminate), Ok(mut interrupt)) => {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
+    let caught = signal(SignalKind::terminate()).and_then(|terminate| Ok((terminate, signal(SignalKind::interrupt())?)));
+    async move {
+        match caught {
+            Ok((mut terminate, mut interrupt)) => {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
             }
-        }
-        (Err(error), _) | (_, Err(error)) => {
-            tracing::warn!(%error, "signals cannot be caught, unmount to end");
-            std::future::pending::<()>().await;
+            Err(error) => {
+                tracing::warn!(%error, "signals cannot be caught, unmount to end");
+                std::future::pending::<()>().await;
+            }
         }
     }
 }
@@ -328,7 +330,8 @@ fn prepare(options: &MountOptions) -> Result<PathBuf, MountError> {
     }
     for directory in &options.forbidden {
         // One that does not exist yet is compared as it is written.
-        let canonical = directory.canonicalize().or_else(|_| std::path::absolute(directory)).unwrap_or_else(|_| directory.clone());
+        let canonical =
+            directory.canonicalize().or_else(|_| std::path::absolute(directory)).unwrap_or_else(|_| directory.clone());
         if path.starts_with(&canonical) || canonical.starts_with(&path) {
             return Err(MountError::FeedsOnItself { mountpoint, directory: directory.clone() });
         }

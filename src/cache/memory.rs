@@ -51,14 +51,14 @@ impl BlockCache for MemoryCache {
 
     fn put(&self, id: BlockId, block: Bytes) {
         let added = cost(&block);
-        if added > self.limit_bytes {
-            return;
-        }
         let mut gone = Vec::new();
         let mut kept = self.kept();
         if let Some(previous) = kept.blocks.pop(&id) {
             kept.used_bytes -= cost(&previous);
             gone.push(previous);
+        }
+        if added > self.limit_bytes {
+            return;
         }
         // Room first: the limit holds at every instant.
         while kept.used_bytes + added > self.limit_bytes {

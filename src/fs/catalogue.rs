@@ -267,7 +267,8 @@ impl Catalogue {
     {
         let (me, limit) = (self.clone(), self.times.deadline);
         let task = self.runtime.spawn(async move {
-            let bounded = || async { tokio::time::timeout(limit, work).await.unwrap_or(Err(FsError::DeadlineExceeded { limit })) };
+            let bounded =
+                || async { tokio::time::timeout(limit, work).await.unwrap_or(Err(FsError::DeadlineExceeded { limit })) };
             of(&me).flights.run(key, bounded).await
         });
         task.await.unwrap_or(Err(FsError::BrokenOff))

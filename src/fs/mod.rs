@@ -24,6 +24,7 @@ pub mod handle;
 pub mod inode;
 pub mod listing;
 pub mod names;
+mod opening;
 pub mod recent;
 pub mod tree;
 

@@ -119,7 +119,7 @@ fn answer_entry(reply: ReplyEntry, result: Result<Found, FsError>) {
     match result {
         Ok(found) => {
             let attr = file_attr(&found.attributes);
-            reply.entry_with_ttls(&lasting(found.is_name_immutable), &lasting(found.is_immutable), &attr, Generation(0));
+            reply.entry_with_ttls(&lasting(found.is_immutable), &lasting(found.is_name_immutable), &attr, Generation(0));
         }
         Err(error) => reply.error(errno("lookup", &error)),
     }

@@ -91,13 +91,14 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     plain
 }
 
-/// Takes the uppermost mount off `path`. Lazily: at once from the tree, later from those who still use it. Who is not root
-/// goes through `fusermount3`.
-pub fn take_off(path: &Path, is_lazy: bool) -> io::Result<()> {
-    let flags = if is_lazy { UnmountFlags::DETACH | UnmountFlags::NOFOLLOW } else { UnmountFlags::NOFOLLOW };
+/// Takes the uppermost mount off `path`. By force: at once, whoever uses it, and what is under way in it fails. Who is not
+/// root goes through `fusermount3`, which cannot end what is under way: see [`MountEntry::abort`].
+pub fn take_off(path: &Path, by_force: bool) -> io::Result<()> {
+    let force = UnmountFlags::FORCE | UnmountFlags::DETACH;
+    let flags = if by_force { force | UnmountFlags::NOFOLLOW } else { UnmountFlags::NOFOLLOW };
     match unmount(path, flags) {
         Ok(()) => Ok(()),
-        Err(rustix::io::Errno::PERM) => fusermount(path, is_lazy),
+        Err(rustix::io::Errno::PERM) => fusermount(path, by_force),
         Err(error) => Err(error.into()),
     }
 }

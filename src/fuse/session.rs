@@ -44,7 +44,8 @@ impl Session {
         let mut config = Config::default();
         config.mount_options = vec![
             MountOption::FSName("tintype".to_owned()),
-            MountOption::Subtype("tintype".to_owned()),
+            // Not as `Subtype`, which reaches the kernel's table only by way of fusermount3.
+            MountOption::CUSTOM("subtype=tintype".to_owned()),
             MountOption::RO,
             MountOption::NoSuid,
             MountOption::NoDev,

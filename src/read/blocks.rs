@@ -295,10 +295,12 @@ impl Pending {
         for part in self.parts {
             blocks.push(match part {
                 Part::Ready(block) => block,
-                Part::Waiting(mut flight, extent) => match flight.wait_for(Option::is_some).await.map(|outcome| outcome.clone()) {
-                    Ok(Some(outcome)) => outcome?,
-                    Ok(None) | Err(_) => return Err(ReadError::BrokenOff { what: format!("block {}", extent.id) }),
-                },
+                Part::Waiting(mut flight, extent) => {
+                    match flight.wait_for(Option::is_some).await.map(|outcome| outcome.clone()) {
+                        Ok(Some(outcome)) => outcome?,
+                        Ok(None) | Err(_) => return Err(ReadError::BrokenOff { what: format!("block {}", extent.id) }),
+                    }
+                }
             });
         }
         Ok(blocks)

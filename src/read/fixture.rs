@@ -14,8 +14,8 @@ use tokio::sync::watch;
 use crate::model::extent::{Extent, PackRef, Segment, SegmentRun};
 use crate::model::ids::{BlockId, PackId, SnapshotId};
 use crate::model::manifest::{
-    CaptureProof, ClusterManifest, Consistency, CutKind, CutRecord, FORMAT_VERSION, FileClass, FileContent, FileKind, NodeDescription,
-    NodeManifest, NodeRecord, NodeStatus, NodeTotals, Ownership, SnapshotStatus, TreeEntry,
+    CaptureProof, ClusterManifest, Consistency, CutKind, CutRecord, FORMAT_VERSION, FileClass, FileContent, FileKind,
+    NodeDescription, NodeManifest, NodeRecord, NodeStatus, NodeTotals, Ownership, SnapshotStatus, TreeEntry,
 };
 use crate::model::names::{ClusterName, NodeName, TreePath};
 use crate::model::time::{SnapshotDate, Timestamp};
@@ -98,7 +98,8 @@ impl FakeSource {
 
     /// Publishes a complete snapshot of nodes with files of blocks of `block_bytes`; its identity comes from its names.
     pub fn publish(&self, cluster: &str, date: &str, block_bytes: u32, nodes: &[(&str, FakeTree)]) -> ListedSnapshot {
-        let uuid = SnapshotId::from_bytes(legal(blake3::hash(format!("{cluster}/{date}").as_bytes()).as_bytes()[..16].try_into()));
+        let uuid =
+            SnapshotId::from_bytes(legal(blake3::hash(format!("{cluster}/{date}").as_bytes()).as_bytes()[..16].try_into()));
         self.publish_as(uuid, true, cluster, date, block_bytes, nodes)
     }
 
@@ -146,7 +147,8 @@ impl FakeSource {
             tags: BTreeMap::new(),
             writer: "fixture".to_owned(),
         });
-        let listed = ListedSnapshot { cluster: cluster.clone(), date, uuid, is_complete, key: format!("clusters/{cluster}/{date}") };
+        let listed =
+            ListedSnapshot { cluster: cluster.clone(), date, uuid, is_complete, key: format!("clusters/{cluster}/{date}") };
         let list = held.snapshots.entry(cluster).or_default();
         list.push(Arc::new(FakeSnapshot { listed: listed.clone(), manifest, nodes }));
         list.sort_by_key(|snapshot| std::cmp::Reverse((snapshot.listed.date, snapshot.listed.uuid)));
