@@ -207,7 +207,10 @@ from_text!(Span);
 /// Where the configuration is looked for, after `--config` and `$TINTYPE_CONFIG`; never in the current directory.
 fn standard_places() -> Vec<PathBuf> {
     let home = std::env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
-    home.into_iter().map(|home| home.join(".config/tintype/tintype.toml")).chain([PathBuf::from("/etc/tintype/tintype.toml")]).collect()
+    home.into_iter()
+        .map(|home| home.join(".config/tintype/tintype.toml"))
+        .chain([PathBuf::from("/etc/tintype/tintype.toml")])
+        .collect()
 }
 
 /// The configuration and where it came from; an empty one where there is no file and none was asked for.
@@ -220,8 +223,10 @@ pub fn load(asked_for: Option<&Path>) -> Result<(Config, Option<PathBuf>), Failu
         },
     };
     refuse_writable_by_others(&place)?;
-    let text = std::fs::read_to_string(&place)
-        .map_err(|error| Failure::usage(format!("{}: {error}", place.display())).hint("check --config and $TINTYPE_CONFIG; `tintype setup` writes a configuration"))?;
+    let text = std::fs::read_to_string(&place).map_err(|error| {
+        Failure::usage(format!("{}: {error}", place.display()))
+            .hint("check --config and $TINTYPE_CONFIG; `tintype setup` writes a configuration")
+    })?;
     Ok((parse(&text, &place)?, Some(place)))
 }
 
@@ -229,7 +234,9 @@ pub fn load(asked_for: Option<&Path>) -> Result<(Config, Option<PathBuf>), Failu
 pub fn parse(text: &str, place: &Path) -> Result<Config, Failure> {
     toml::from_str(text).map_err(|error| {
         let message = error.message().to_owned();
-        let line = error.span().map_or(String::new(), |span| format!(" line {}", text[..span.start.min(text.len())].lines().count().max(1)));
+        let line = error
+            .span()
+            .map_or(String::new(), |span| format!(" line {}", text[..span.start.min(text.len())].lines().count().max(1)));
         let failure = Failure::usage(format!("{}{line}: {message}", place.display()));
         match nearest_key(&message) {
             Some(nearest) => failure.hint(format!("did you mean {nearest}?")),
@@ -250,10 +257,12 @@ fn refuse_writable_by_others(path: &Path) -> Result<(), Failure> {
     let Ok(meta) = std::fs::metadata(path) else { return Ok(()) };
     let me = rustix::process::geteuid().as_raw();
     if meta.uid() != me && meta.uid() != 0 {
-        return Err(Failure::usage(format!("{}: belongs to another user, who could change what is run", path.display())).hint(format!("chown it to yourself or root: chown {me} {}", path.display())));
+        return Err(Failure::usage(format!("{}: belongs to another user, who could change what is run", path.display()))
+            .hint(format!("chown it to yourself or root: chown {me} {}", path.display())));
     }
     if meta.mode() & 0o022 != 0 {
-        return Err(Failure::usage(format!("{}: others could have written it", path.display())).hint(format!("chmod go-w {}", path.display())));
+        return Err(Failure::usage(format!("{}: others could have written it", path.display()))
+            .hint(format!("chmod go-w {}", path.display())));
     }
     Ok(())
 }
@@ -264,18 +273,23 @@ pub fn read_secret(path: &Path) -> Result<Zeroizing<String>, Failure> {
     let text = std::str::from_utf8(&bytes).map_err(|_| Failure::usage(format!("{}: is not text", path.display())))?;
     let line = text.lines().next().unwrap_or_default();
     if line.is_empty() {
-        return Err(Failure::usage(format!("{}: its first line is empty", path.display())).hint("write the password into its first line"));
+        return Err(
+            Failure::usage(format!("{}: its first line is empty", path.display())).hint("write the password into its first line")
+        );
     }
     Ok(Zeroizing::new(line.to_owned()))
 }
 
 /// A file that nobody else may read or write.
 pub fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
-    let unreadable = |error: std::io::Error| Failure::usage(format!("{}: {error}", path.display())).hint("check the path and its permissions");
+    let unreadable =
+        |error: std::io::Error| Failure::usage(format!("{}: {error}", path.display())).hint("check the path and its permissions");
     let meta = std::fs::metadata(path).map_err(unreadable)?;
     refuse_writable_by_others(path)?;
     if meta.is_file() && meta.mode() & 0o077 != 0 {
-        return Err(Failure::usage(format!("{}: others can read it", path.display())).hint(format!("chmod 600 {}", path.display())));
+        return Err(
+            Failure::usage(format!("{}: others can read it", path.display())).hint(format!("chmod 600 {}", path.display()))
+        );
     }
     std::fs::read(path).map(Zeroizing::new).map_err(unreadable)
 }
@@ -323,7 +337,13 @@ mod tests {
 
     #[test]
     fn bad_values_are_refused() {
-        for text in ["[mount]\nmemory = \"lots\"", "[mount]\ndeadline = \"30\"", "[repository]\ncompression = 99", "[clusters.\"a/b\"]\n", "x"] {
+        for text in [
+            "[mount]\nmemory = \"lots\"",
+            "[mount]\ndeadline = \"30\"",
+            "[repository]\ncompression = 99",
+            "[clusters.\"a/b\"]\n",
+            "x",
+        ] {
             assert!(parse(text, place()).is_err(), "{text}");
         }
     }

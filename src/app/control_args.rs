@@ -9,7 +9,9 @@ use super::config::{Bytes, Span};
 /// Consistent, incremental, verified snapshots of key-value store clusters in object storage.
 #[derive(Debug, Parser)]
 #[command(name = "tintype", version, max_term_width = 120, propagate_version = true, disable_help_subcommand = true)]
-#[command(after_help = "First steps:\n  tintype --repository /srv/backups init\n  tintype --repository /srv/backups snapshot demo --redis 127.0.0.1:6379\n  tintype --repository /srv/backups mount /mnt/backups\n\nA snapshot is named CLUSTER/DATE[/NODE[/PATH]]; DATE may be short, `latest`, `@2h ago` or a UUID.\nExit codes: 0 done, 1 failed, 2 usage, 3 partly done, 4 nothing to do.")]
+#[command(
+    after_help = "First steps:\n  tintype --repository /srv/backups init\n  tintype --repository /srv/backups snapshot demo --redis 127.0.0.1:6379\n  tintype --repository /srv/backups mount /mnt/backups\n\nA snapshot is named CLUSTER/DATE[/NODE[/PATH]]; DATE may be short, `latest`, `@2h ago` or a UUID.\nExit codes: 0 done, 1 failed, 2 usage, 3 partly done, 4 nothing to do."
+)]
 pub struct ControlArgs {
     /// What everything shares.
     #[command(flatten)]

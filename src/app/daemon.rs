@@ -52,10 +52,14 @@ impl MountRequest {
     pub fn merge(session: &Session, args: &MountArgs) -> Result<Self, Failure> {
         let config = &session.config.mount;
         let mountpoint = args.mountpoint.as_ref().or(config.mountpoint.as_ref());
-        let mountpoint = mountpoint.ok_or_else(|| Failure::usage("no mountpoint is named").hint("say tintype mount MOUNTPOINT, or write mountpoint under [mount] into the configuration"))?;
+        let mountpoint = mountpoint.ok_or_else(|| {
+            Failure::usage("no mountpoint is named")
+                .hint("say tintype mount MOUNTPOINT, or write mountpoint under [mount] into the configuration")
+        })?;
         let owner = args.owner.as_ref().or(config.owner.as_ref()).map(|owner| parse_owner(owner)).transpose()?;
         Ok(Self {
-            mountpoint: std::path::absolute(mountpoint).map_err(|error| Failure::usage(format!("{}: {error}", mountpoint.display())))?,
+            mountpoint: std::path::absolute(mountpoint)
+                .map_err(|error| Failure::usage(format!("{}: {error}", mountpoint.display())))?,
             allow_other: args.allow_other || config.allow_other,
             owner,
             memory: args.memory.or(config.memory),
@@ -97,7 +101,14 @@ pub async fn serve_mount(session: &Session, request: &MountRequest, ready: Readi
 
 /// What `tintyped` was told to do.
 pub async fn run(session: &Session, args: DaemonArgs) -> Result<Exit, Failure> {
-    let mount_args = MountArgs { mountpoint: args.mountpoint, allow_other: args.allow_other, owner: args.owner, foreground: true, memory: args.memory, deadline: args.deadline };
+    let mount_args = MountArgs {
+        mountpoint: args.mountpoint,
+        allow_other: args.allow_other,
+        owner: args.owner,
+        foreground: true,
+        memory: args.memory,
+        deadline: args.deadline,
+    };
     let request = MountRequest::merge(session, &mount_args)?;
     let ready = if args.ready {
         // A terminal that is closed must not take the mount with it. Failing means that we lead a session already.

@@ -70,12 +70,24 @@ impl From<ObjectError> for Failure {
     fn from(error: ObjectError) -> Self {
         let (code, hint) = match &error {
             ObjectError::NotFound { .. } => ("not_found", "run `tintype verify` to see what is missing"),
-            ObjectError::NoStore { .. } => ("no_store", "create the bucket or directory, or correct the repository URL; `tintype init` makes a local directory by itself"),
+            ObjectError::NoStore { .. } => (
+                "no_store",
+                "create the bucket or directory, or correct the repository URL; `tintype init` makes a local directory by itself",
+            ),
             ObjectError::Conflict { .. } => ("conflict", "somebody else wrote at the same time; run the command again"),
             ObjectError::ShortRange { .. } => ("corrupt", "run `tintype verify --depth hashed`"),
-            ObjectError::Denied { .. } => ("denied", "check the credentials (`aws sts get-caller-identity`) and the rights on the bucket or directory; `tintype doctor` tries each"),
-            ObjectError::NoSpace { .. } => ("no_space", "free some space; nothing that was stored before was touched, and the next attempt goes on from what is there"),
-            ObjectError::Unavailable { .. } | ObjectError::DeadlineExceeded { .. } => ("unavailable", "check the network and the endpoint with `tintype doctor`, then run the command again: what was stored is reused"),
+            ObjectError::Denied { .. } => (
+                "denied",
+                "check the credentials (`aws sts get-caller-identity`) and the rights on the bucket or directory; `tintype doctor` tries each",
+            ),
+            ObjectError::NoSpace { .. } => (
+                "no_space",
+                "free some space; nothing that was stored before was touched, and the next attempt goes on from what is there",
+            ),
+            ObjectError::Unavailable { .. } | ObjectError::DeadlineExceeded { .. } => (
+                "unavailable",
+                "check the network and the endpoint with `tintype doctor`, then run the command again: what was stored is reused",
+            ),
             ObjectError::Invalid { .. } => ("invalid", "check the repository URL and its options"),
         };
         Self::new(code, error.to_string()).hint(hint)
@@ -86,13 +98,24 @@ impl From<RepoError> for Failure {
     fn from(error: RepoError) -> Self {
         let (code, hint) = match &error {
             RepoError::Object(object) => return object.clone().into(),
-            RepoError::NotFound { what } if what.starts_with("a repository") => ("no_repository", "make one with `tintype init`, or correct --repository"),
+            RepoError::NotFound { what } if what.starts_with("a repository") => {
+                ("no_repository", "make one with `tintype init`, or correct --repository")
+            }
             RepoError::NotFound { .. } => ("not_found", "see what there is with `tintype list`"),
-            RepoError::Conflict { .. } => ("conflict", "wait for it to end or see `tintype status`; for `init`, choose an empty place"),
-            RepoError::Corrupt { .. } => ("corrupt", "nothing wrong was used; run `tintype verify --depth hashed` to see what else is damaged, and take another snapshot"),
+            RepoError::Conflict { .. } => {
+                ("conflict", "wait for it to end or see `tintype status`; for `init`, choose an empty place")
+            }
+            RepoError::Corrupt { .. } => (
+                "corrupt",
+                "nothing wrong was used; run `tintype verify --depth hashed` to see what else is damaged, and take another snapshot",
+            ),
             RepoError::TooNew { .. } => ("too_new", "install a newer tintype"),
-            RepoError::WrongKey { .. } => ("wrong_key", "check the file named by password_file, --password-file or $TINTYPE_PASSWORD_FILE"),
-            RepoError::NoKey { .. } => ("no_key", "set password_file in the configuration, $TINTYPE_PASSWORD_FILE or --password-file"),
+            RepoError::WrongKey { .. } => {
+                ("wrong_key", "check the file named by password_file, --password-file or $TINTYPE_PASSWORD_FILE")
+            }
+            RepoError::NoKey { .. } => {
+                ("no_key", "set password_file in the configuration, $TINTYPE_PASSWORD_FILE or --password-file")
+            }
             RepoError::Refused { .. } => ("refused", "correct what it names and run the command again"),
             RepoError::Source { .. } => ("source", "see what is wrong with the file that it names, then run the command again"),
         };
@@ -103,11 +126,19 @@ impl From<RepoError> for Failure {
 impl From<DriverError> for Failure {
     fn from(error: DriverError) -> Self {
         let (code, hint) = match &error {
-            DriverError::Unreachable { .. } => ("unreachable", "check the address and that the store runs; with --partial a snapshot may leave the node out"),
-            DriverError::Denied { .. } => ("denied", "give the user the right that is named; `tintype doctor` prints the whole ACL line"),
+            DriverError::Unreachable { .. } => {
+                ("unreachable", "check the address and that the store runs; with --partial a snapshot may leave the node out")
+            }
+            DriverError::Denied { .. } => {
+                ("denied", "give the user the right that is named; `tintype doctor` prints the whole ACL line")
+            }
             DriverError::Refused { .. } => ("refused", "mend what it names and run the command again; nothing was paused"),
-            DriverError::Void { .. } => ("void", "nothing was published and all nodes run; run the command again when the cause is gone"),
-            DriverError::Broken { .. } | DriverError::Corrupt { .. } => ("broken", "see the store's own log; what was stored is reused by the next attempt"),
+            DriverError::Void { .. } => {
+                ("void", "nothing was published and all nodes run; run the command again when the cause is gone")
+            }
+            DriverError::Broken { .. } | DriverError::Corrupt { .. } => {
+                ("broken", "see the store's own log; what was stored is reused by the next attempt")
+            }
             DriverError::DeadlineExceeded { .. } => ("deadline", "see whether the store hangs, then run the command again"),
         };
         Self::new(code, error.to_string()).hint(hint)

@@ -63,7 +63,12 @@ impl NodeService for LocalNode {
 
     async fn upload(&mut self) -> Result<UploadReceipt, NodeError> {
         match self.capture.upload(self.driver.as_mut()).await {
-            Ok(stored) => Ok(UploadReceipt { manifest: stored.receipt.manifest, totals: stored.receipt.totals, keys: stored.keys, checked: stored.checked }),
+            Ok(stored) => Ok(UploadReceipt {
+                manifest: stored.receipt.manifest,
+                totals: stored.receipt.totals,
+                keys: stored.keys,
+                checked: stored.checked,
+            }),
             // After the thaw an unreachable node is a broken capture.
             Err(UploadError::Driver(error)) => Err(NodeError { kind: NodeErrorKind::Broken, message: error.to_string() }),
             Err(UploadError::Repository(error)) => {

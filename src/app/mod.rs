@@ -74,6 +74,8 @@ pub fn man() -> Result<Exit, Failure> {
 fn print(text: &[u8]) -> Result<Exit, Failure> {
     use std::io::Write;
     let mut out = std::io::stdout().lock();
-    out.write_all(text).and_then(|()| out.flush()).map_err(|error| Failure::new("output", format!("standard output: {error}")))?;
+    out.write_all(text)
+        .and_then(|()| out.flush())
+        .map_err(|error| Failure::new("output", format!("standard output: {error}")))?;
     Ok(Exit::Done)
 }

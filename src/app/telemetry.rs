@@ -13,7 +13,8 @@ pub fn begin(verbose: u8, is_quiet: bool) {
         (false, _) => "info,tintype=debug",
     };
     let filter = EnvFilter::try_from_env("TINTYPE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let subscriber =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     // A second beginning (tests in one process) keeps the first.
     let _begun_already = subscriber.try_init();
 }

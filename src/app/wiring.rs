@@ -12,7 +12,10 @@ use super::failure::Failure;
 use super::output::Output;
 use crate::base::{Clock, SystemClock};
 use crate::driver::redis::{CaptureMode, Password, RedisDriver, RedisOptions, discover};
-use crate::driver::{StoreDriver, files::FilesDriver};
+use crate::driver::{
+    StoreDriver,
+    files::{FilesDriver, FilesOptions},
+};
 use crate::model::names::{ClusterName, NodeName};
 use crate::model::snapshot_name::{DateQuery, SnapshotName};
 use crate::model::time::Timestamp;
@@ -67,14 +70,20 @@ impl Session {
     /// The repository's URL, from the command line, the environment or the configuration.
     pub fn url(&self) -> Result<&str, Failure> {
         self.common.repository.as_deref().or(self.config.repository.url.as_deref()).ok_or_else(|| {
-            Failure::usage("no repository is named").hint("say --repository URL, set $TINTYPE_REPOSITORY, or write url under [repository] into the configuration")
+            Failure::usage("no repository is named")
+                .hint("say --repository URL, set $TINTYPE_REPOSITORY, or write url under [repository] into the configuration")
         })
     }
 
     /// S3 options of the configuration; the URL's own come on top.
     fn s3_options(&self) -> Result<S3Options, Failure> {
         let from = &self.config.repository;
-        let encryption = from.sse.as_deref().map(str::parse).transpose().map_err(|error: String| Failure::usage(format!("[repository] sse: {error}")))?;
+        let encryption = from
+            .sse
+            .as_deref()
+            .map(str::parse)
+            .transpose()
+            .map_err(|error: String| Failure::usage(format!("[repository] sse: {error}")))?;
         Ok(S3Options {
             endpoint: from.endpoint.clone(),
             region: from.region.clone(),
@@ -141,7 +150,12 @@ impl Session {
     }
 
     /// The nodes of a cluster: those of the command line, else those of the configuration.
-    pub async fn nodes(&self, cluster: &ClusterName, source: &SourceArgs, capture: Option<&str>) -> Result<(String, Vec<ClusterNode>), Failure> {
+    pub async fn nodes(
+        &self,
+        cluster: &ClusterName,
+        source: &SourceArgs,
+        capture: Option<&str>,
+    ) -> Result<(String, Vec<ClusterNode>), Failure> {
         if !source.files.is_empty() {
             return Ok(("files".to_owned(), files_nodes(&source.files)?));
         }
@@ -160,17 +174,28 @@ impl Session {
             "files" if source.redis.is_empty() => {
                 let mut nodes = Vec::new();
                 for (name, node) in &config.nodes {
-                    let directory = node.data_directory.clone().ok_or_else(|| Failure::usage(format!("[clusters.{cluster}.nodes.{name}] has no data_directory")))?;
+                    let directory = node
+                        .data_directory
+                        .clone()
+                        .ok_or_else(|| Failure::usage(format!("[clusters.{cluster}.nodes.{name}] has no data_directory")))?;
                     nodes.push(ClusterNode { name: name.clone(), redis: None, directory: Some(directory), config: node.clone() });
                 }
                 Ok(("files".to_owned(), nodes))
             }
             "redis" => Ok(("redis".to_owned(), self.redis_nodes(cluster, config, source, capture).await?)),
-            other => Err(Failure::usage(format!("[clusters.{cluster}] store: {other:?} is not known")).hint("redis and files are")),
+            other => {
+                Err(Failure::usage(format!("[clusters.{cluster}] store: {other:?} is not known")).hint("redis and files are"))
+            }
         }
     }
 
-    async fn redis_nodes(&self, cluster: &ClusterName, config: &ClusterConfig, source: &SourceArgs, capture: Option<&str>) -> Result<Vec<ClusterNode>, Failure> {
+    async fn redis_nodes(
+        &self,
+        cluster: &ClusterName,
+        config: &ClusterConfig,
+        source: &SourceArgs,
+        capture: Option<&str>,
+    ) -> Result<Vec<ClusterNode>, Failure> {
         let capture = match capture.or(config.capture.as_deref()).unwrap_or("replication") {
             "replication" => CaptureMode::Replication,
             "save" => CaptureMode::Save,
@@ -191,7 +216,8 @@ impl Session {
             })
         };
         let mut nodes: Vec<ClusterNode> = Vec::new();
-        let seeds: Vec<&String> = if source.redis.is_empty() { config.discover.iter().collect() } else { source.redis.iter().collect() };
+        let seeds: Vec<&String> =
+            if source.redis.is_empty() { config.discover.iter().collect() } else { source.redis.iter().collect() };
         for address in seeds {
             let seed = options(&NodeName::new(plain_name(address))?, address, &NodeConfig::default())?;
             for found in discover(&seed).await? {
@@ -202,23 +228,34 @@ impl Session {
                 let named = config.nodes.iter().find(|(name, node)| {
                     **name == found.node || node.address.as_deref().is_some_and(|address| redis_url(address) == found.url)
                 });
-                let (name, node) = named.map_or_else(|| (found.node.clone(), NodeConfig::default()), |(name, node)| (name.clone(), node.clone()));
+                let (name, node) = named
+                    .map_or_else(|| (found.node.clone(), NodeConfig::default()), |(name, node)| (name.clone(), node.clone()));
                 let redis = options(&name, &found.url, &node)?;
                 nodes.push(ClusterNode { name, redis: Some(redis), directory: node.data_directory.clone(), config: node });
             }
         }
         if nodes.is_empty() {
             for (name, node) in &config.nodes {
-                let address = node.address.as_deref().ok_or_else(|| Failure::usage(format!("[clusters.{cluster}.nodes.{name}] has no address")))?;
-                nodes.push(ClusterNode { name: name.clone(), redis: Some(options(name, address, node)?), directory: node.data_directory.clone(), config: node.clone() });
+                let address = node
+                    .address
+                    .as_deref()
+                    .ok_or_else(|| Failure::usage(format!("[clusters.{cluster}.nodes.{name}] has no address")))?;
+                nodes.push(ClusterNode {
+                    name: name.clone(),
+                    redis: Some(options(name, address, node)?),
+                    directory: node.data_directory.clone(),
+                    config: node.clone(),
+                });
             }
         }
         if nodes.is_empty() {
-            return Err(Failure::usage(format!("cluster {cluster} has no nodes")).hint(format!("write discover or nodes under [clusters.{cluster}]")));
+            return Err(Failure::usage(format!("cluster {cluster} has no nodes"))
+                .hint(format!("write discover or nodes under [clusters.{cluster}]")));
         }
         nodes.sort_by(|a, b| a.name.cmp(&b.name));
         if let Some(pair) = nodes.windows(2).find(|pair| pair[0].name == pair[1].name) {
-            return Err(Failure::usage(format!("two nodes of {cluster} have the name {}", pair[0].name)).hint("name them in the configuration"));
+            return Err(Failure::usage(format!("two nodes of {cluster} have the name {}", pair[0].name))
+                .hint("name them in the configuration"));
         }
         Ok(nodes)
     }
@@ -229,7 +266,11 @@ impl Session {
         let listed = source.snapshots(&name.cluster).await?;
         if listed.is_empty() {
             let known: Vec<_> = source.clusters().await?.iter().map(ToString::to_string).collect();
-            let hint = if known.is_empty() { "no cluster is stored yet; `tintype snapshot` makes the first snapshot".to_owned() } else { format!("stored clusters: {}", known.join(", ")) };
+            let hint = if known.is_empty() {
+                "no cluster is stored yet; `tintype snapshot` makes the first snapshot".to_owned()
+            } else {
+                format!("stored clusters: {}", known.join(", "))
+            };
             return Err(Failure::new("not_found", format!("cluster {} has no snapshots", name.cluster)).hint(hint));
         }
         let all: Vec<_> = listed.iter().map(|snapshot| (snapshot.date, snapshot.uuid, snapshot.is_complete)).collect();
@@ -247,10 +288,18 @@ impl Session {
 
 impl ClusterNode {
     /// A driver for it.
-    pub fn driver(&self) -> Result<Box<dyn StoreDriver>, Failure> {
+    pub fn driver(&self, clock: &Arc<dyn Clock>) -> Result<Box<dyn StoreDriver>, Failure> {
         match (&self.redis, &self.directory) {
             (Some(options), _) => Ok(Box::new(RedisDriver::new(options.clone())?)),
-            (None, Some(directory)) => Ok(Box::new(FilesDriver::new(self.name.clone(), directory.clone()))),
+            (None, Some(directory)) => {
+                let options = FilesOptions {
+                    node: self.name.to_string(),
+                    directory: directory.clone(),
+                    staging: None,
+                    classes: Vec::new(),
+                };
+                Ok(Box::new(FilesDriver::new(options, clock.clone())))
+            }
             (None, None) => Err(Failure::usage(format!("nothing is known of where node {} is", self.name))),
         }
     }
@@ -265,7 +314,10 @@ fn redis_url(address: &str) -> String {
 /// A node name for messages about an address.
 fn plain_name(address: &str) -> String {
     let host = address.rsplit_once("://").map_or(address, |(_, host)| host).rsplit('@').next().unwrap_or_default();
-    let name: String = host.chars().map(|character| if character.is_ascii_alphanumeric() || matches!(character, '.' | '-') { character } else { '_' }).collect();
+    let name: String = host
+        .chars()
+        .map(|character| if character.is_ascii_alphanumeric() || matches!(character, '.' | '-') { character } else { '_' })
+        .collect();
     let name = name.trim_matches(|character: char| !character.is_ascii_alphanumeric());
     if name.is_empty() { "redis".to_owned() } else { name.to_owned() }
 }
@@ -274,13 +326,17 @@ fn plain_name(address: &str) -> String {
 fn files_nodes(directories: &[PathBuf]) -> Result<Vec<ClusterNode>, Failure> {
     let mut nodes: Vec<ClusterNode> = Vec::new();
     for directory in directories {
-        let resolved = directory.canonicalize().map_err(|error| Failure::usage(format!("{}: {error}", directory.display())).hint("name an existing directory"))?;
+        let resolved = directory
+            .canonicalize()
+            .map_err(|error| Failure::usage(format!("{}: {error}", directory.display())).hint("name an existing directory"))?;
         let last = resolved.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let name = NodeName::new(plain_name(&last)).map_err(|_| {
-            Failure::usage(format!("{} cannot be a node's name", directory.display())).hint("write the node into the configuration, under a name of its own")
+            Failure::usage(format!("{} cannot be a node's name", directory.display()))
+                .hint("write the node into the configuration, under a name of its own")
         })?;
         if nodes.iter().any(|node| node.name == name) {
-            return Err(Failure::usage(format!("two directories would have the name {name}")).hint("write them into the configuration, under names of their own"));
+            return Err(Failure::usage(format!("two directories would have the name {name}"))
+                .hint("write them into the configuration, under names of their own"));
         }
         nodes.push(ClusterNode { name, redis: None, directory: Some(resolved), config: NodeConfig::default() });
     }
@@ -290,7 +346,9 @@ fn files_nodes(directories: &[PathBuf]) -> Result<Vec<ClusterNode>, Failure> {
 /// First line of what a command prints. It has a minute: a password manager may ask its owner.
 fn password_from(command: &[String]) -> Result<Zeroizing<String>, Failure> {
     let (program, arguments) = command.split_first().ok_or_else(|| Failure::usage("password_command is empty"))?;
-    let wrong = |reason: String| Failure::usage(format!("password_command {program}: {reason}")).hint("run it by hand to see what it says");
+    let wrong = |reason: String| {
+        Failure::usage(format!("password_command {program}: {reason}")).hint("run it by hand to see what it says")
+    };
     let mut child = std::process::Command::new(program)
         .args(arguments)
         .stdin(std::process::Stdio::inherit())
@@ -317,7 +375,9 @@ fn password_from(command: &[String]) -> Result<Zeroizing<String>, Failure> {
 
 /// `USER:GROUP`, by name or number, as numbers.
 pub fn parse_owner(text: &str) -> Result<(u32, u32), Failure> {
-    let wrong = |reason: &str| Failure::usage(format!("owner {text:?}: {reason}")).hint("say USER:GROUP, for example redis:redis or 999:999");
+    let wrong = |reason: &str| {
+        Failure::usage(format!("owner {text:?}: {reason}")).hint("say USER:GROUP, for example redis:redis or 999:999")
+    };
     let (user, group) = text.split_once(':').ok_or_else(|| wrong("has no colon"))?;
     let uid = lookup(Path::new("/etc/passwd"), user).ok_or_else(|| wrong("no such user"))?;
     let gid = lookup(Path::new("/etc/group"), group).ok_or_else(|| wrong("no such group"))?;
@@ -331,5 +391,10 @@ fn lookup(database: &Path, name: &str) -> Option<u32> {
         return Some(number);
     }
     let text = std::fs::read_to_string(database).ok()?;
-    text.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|fields| fields.first() == Some(&name))?.get(2)?.parse().ok()
+    text.lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .find(|fields| fields.first() == Some(&name))?
+        .get(2)?
+        .parse()
+        .ok()
 }

@@ -132,7 +132,12 @@ enum Answer {
 }
 
 /// Takes one node's orders, in the order in which they come.
-async fn serve(index: usize, mut node: Box<dyn NodeService>, mut orders: mpsc::UnboundedReceiver<Order>, answers: mpsc::UnboundedSender<(usize, Answer)>) {
+async fn serve(
+    index: usize,
+    mut node: Box<dyn NodeService>,
+    mut orders: mpsc::UnboundedReceiver<Order>,
+    answers: mpsc::UnboundedSender<(usize, Answer)>,
+) {
     while let Some(order) = orders.recv().await {
         let answer = match order {
             Order::Describe => node.describe().await.map(|description| Answer::Described(Box::new(description))),
@@ -187,7 +192,15 @@ impl Coordinator {
                 let (orders, received) = mpsc::unbounded_channel();
                 let name = node.name().clone();
                 tasks.push(tokio::spawn(serve(index, node, received, answer_sender.clone())));
-                Member { name, orders, description: NodeDescription::default(), proof: CaptureProof::none(), status: NodeStatus::Processing, reason: None, receipt: None }
+                Member {
+                    name,
+                    orders,
+                    description: NodeDescription::default(),
+                    proof: CaptureProof::none(),
+                    status: NodeStatus::Processing,
+                    reason: None,
+                    receipt: None,
+                }
             })
             .collect();
         Self { repository, clock, options, interrupted, on_phase, members, answers, tasks }
@@ -295,7 +308,9 @@ impl Coordinator {
         let mut is_interrupted = false;
         loop {
             match next.take() {
-                Some(CutRequest::FreezeAll) => nodes.iter().for_each(|index| self.order(*index, Order::Freeze(self.options.pause))),
+                Some(CutRequest::FreezeAll) => {
+                    nodes.iter().for_each(|index| self.order(*index, Order::Freeze(self.options.pause)))
+                }
                 Some(CutRequest::CaptureAll) => nodes.iter().for_each(|index| self.order(*index, Order::Capture)),
                 Some(CutRequest::ThawAll) => nodes.iter().for_each(|index| self.order(*index, Order::Thaw)),
                 Some(CutRequest::Finish(CutVerdict::Good(times))) => return Ok(times),
@@ -395,7 +410,13 @@ impl Coordinator {
             let totals = member.receipt.as_ref().map_or_else(NodeTotals::default, |receipt| receipt.totals);
             // What was under way when the run ended was not stored.
             let status = if member.status == NodeStatus::Processing { NodeStatus::Failed } else { member.status };
-            let outcome = NodeOutcome { status, reason: member.reason.clone(), files: totals.files, total_bytes: totals.total_bytes, new_bytes: totals.new_bytes };
+            let outcome = NodeOutcome {
+                status,
+                reason: member.reason.clone(),
+                files: totals.files,
+                total_bytes: totals.total_bytes,
+                new_bytes: totals.new_bytes,
+            };
             (member.name.clone(), outcome)
         });
         let record = RunRecord {
@@ -477,14 +498,16 @@ mod tests {
     use super::*;
 
     fn node(host: &str, used_mib: u64) -> NodeDescription {
-        let settings = [("used_memory_rss", used_mib << 20), ("total_system_memory", 1000 << 20)].map(|(key, value)| (key.to_owned(), value.to_string()));
+        let settings = [("used_memory_rss", used_mib << 20), ("total_system_memory", 1000 << 20)]
+            .map(|(key, value)| (key.to_owned(), value.to_string()));
         NodeDescription { address: format!("{host}:6379"), notes: settings.into(), ..NodeDescription::default() }
     }
 
     #[test]
     fn forks_that_do_not_fit_one_host_together_are_refused() {
         assert!(check_memory(&[&node("a", 700), &node("b", 700)]).is_ok());
-        let refused = check_memory(&[&node("a", 500), &node("b", 100), &node("a", 400)]).expect_err("900 and a quarter are more than 1000");
+        let refused =
+            check_memory(&[&node("a", 500), &node("b", 100), &node("a", 400)]).expect_err("900 and a quarter are more than 1000");
         assert!(refused.to_string().starts_with("a: its 2 stores use 900 MiB"), "{refused}");
     }
 

@@ -12,7 +12,9 @@ use crate::model::manifest::{ClusterManifest, NodeDescription};
 pub(super) fn stranger(before: &ClusterManifest, now: &[NodeDescription]) -> Option<String> {
     let (old_ids, new_ids) = (cluster_ids(before.nodes.iter().map(|node| &node.description)), cluster_ids(now.iter()));
     if !old_ids.is_empty() && !new_ids.is_empty() {
-        return old_ids.is_disjoint(&new_ids).then(|| "none of its node ids is one of the cluster that was stored under this name".to_owned());
+        return old_ids
+            .is_disjoint(&new_ids)
+            .then(|| "none of its node ids is one of the cluster that was stored under this name".to_owned());
     }
     let old: HashSet<&str> = before.nodes.iter().flat_map(|node| identities(&node.description)).collect();
     if old.is_empty() || now.iter().flat_map(identities).any(|id| old.contains(id)) {
@@ -24,7 +26,11 @@ pub(super) fn stranger(before: &ClusterManifest, now: &[NodeDescription]) -> Opt
 
 /// Ids of all nodes, replicas included, that `CLUSTER NODES` named: the first word of each line.
 fn cluster_ids<'a>(nodes: impl Iterator<Item = &'a NodeDescription>) -> HashSet<&'a str> {
-    nodes.filter_map(|node| node.notes.get("cluster_nodes")).flat_map(|text| text.lines()).filter_map(|line| line.split_whitespace().next()).collect()
+    nodes
+        .filter_map(|node| node.notes.get("cluster_nodes"))
+        .flat_map(|text| text.lines())
+        .filter_map(|line| line.split_whitespace().next())
+        .collect()
 }
 
 fn identities(node: &NodeDescription) -> impl Iterator<Item = &str> {
@@ -35,7 +41,9 @@ fn identities(node: &NodeDescription) -> impl Iterator<Item = &str> {
 mod tests {
     use super::*;
     use crate::model::ids::SnapshotId;
-    use crate::model::manifest::{CaptureProof, Consistency, CutKind, CutRecord, NodeRecord, NodeStatus, NodeTotals, SnapshotStatus};
+    use crate::model::manifest::{
+        CaptureProof, Consistency, CutKind, CutRecord, NodeRecord, NodeStatus, NodeTotals, SnapshotStatus,
+    };
     use crate::model::names::{ClusterName, NodeName};
     use crate::model::time::{SnapshotDate, Timestamp};
 
@@ -59,7 +67,14 @@ mod tests {
             predecessor: None,
             status: SnapshotStatus::Completed,
             store: "redis".to_owned(),
-            cut: CutRecord { kind: CutKind::Frozen, consistent: Consistency::No, scope: "node".to_owned(), pause_us: 0, capture_us: 0, skew_us: 0 },
+            cut: CutRecord {
+                kind: CutKind::Frozen,
+                consistent: Consistency::No,
+                scope: "node".to_owned(),
+                pause_us: 0,
+                capture_us: 0,
+                skew_us: 0,
+            },
             nodes: vec![NodeRecord {
                 name: NodeName::new("n").expect("legal"),
                 status: NodeStatus::Completed,

@@ -93,7 +93,14 @@ pub struct Cut {
 impl Cut {
     /// Begins a cut of `nodes` nodes that may be frozen for `pause` each.
     pub fn begin(nodes: usize, pause: Duration, at: Duration) -> (Self, CutRequest) {
-        let mut cut = Self { pause, phase: Phase::Freezing, nodes: vec![NodeTimes::default(); nodes], started: at, capture_started: at, failure: None };
+        let mut cut = Self {
+            pause,
+            phase: Phase::Freezing,
+            nodes: vec![NodeTimes::default(); nodes],
+            started: at,
+            capture_started: at,
+            failure: None,
+        };
         if nodes == 0 {
             cut.phase = Phase::Done;
             return (cut, CutRequest::Finish(CutVerdict::Void { node: None, reason: "there are no nodes".to_owned() }));
@@ -177,12 +184,18 @@ impl Cut {
                 self.nodes.len(),
                 self.pause / 2
             )),
-            Phase::Capturing if at >= self.deadline() => {
-                Some(format!("{} of {} captures had not begun when the pause of {:?} was over", silent(|node| node.captured.is_none()), self.nodes.len(), self.pause))
-            }
-            Phase::Thawing if at >= self.deadline() => {
-                Some(format!("{} of {} nodes had not answered the thaw when the pause of {:?} was over", silent(|node| !node.has_answered), self.nodes.len(), self.pause))
-            }
+            Phase::Capturing if at >= self.deadline() => Some(format!(
+                "{} of {} captures had not begun when the pause of {:?} was over",
+                silent(|node| node.captured.is_none()),
+                self.nodes.len(),
+                self.pause
+            )),
+            Phase::Thawing if at >= self.deadline() => Some(format!(
+                "{} of {} nodes had not answered the thaw when the pause of {:?} was over",
+                silent(|node| !node.has_answered),
+                self.nodes.len(),
+                self.pause
+            )),
             _ => None,
         }
     }
@@ -304,8 +317,20 @@ mod tests {
     fn trouble() -> impl Strategy<Value = Trouble> {
         let delay = || prop_oneof![4 => 0u64..40, 1 => 0u64..1500];
         let delays = || [delay(), delay(), delay()];
-        (delays(), delays(), proptest::option::weighted(0.1, 0usize..3), proptest::option::weighted(0.1, 0u64..1500), proptest::option::weighted(0.1, 0u64..1500))
-            .prop_map(|(request_ms, answer_ms, lost, dies_at, stranger_thaws_at)| Trouble { request_ms, answer_ms, lost, dies_at, stranger_thaws_at })
+        (
+            delays(),
+            delays(),
+            proptest::option::weighted(0.1, 0usize..3),
+            proptest::option::weighted(0.1, 0u64..1500),
+            proptest::option::weighted(0.1, 0u64..1500),
+        )
+            .prop_map(|(request_ms, answer_ms, lost, dies_at, stranger_thaws_at)| Trouble {
+                request_ms,
+                answer_ms,
+                lost,
+                dies_at,
+                stranger_thaws_at,
+            })
     }
 
     /// Runs one cut over simulated nodes and returns the verdict with what truly happened.
@@ -330,7 +355,9 @@ mod tests {
                     }
                     CutRequest::Finish(verdict) => return (verdict, nodes, captured_early),
                 };
-                queue.extend(troubles.iter().enumerate().map(|(node, trouble)| (now + trouble.request_ms[step], node, step, None)));
+                queue.extend(
+                    troubles.iter().enumerate().map(|(node, trouble)| (now + trouble.request_ms[step], node, step, None)),
+                );
             }
             queue.sort_by_key(|(at, ..)| std::cmp::Reverse(*at));
             let deadline = cut.next_deadline().map_or(u64::MAX, |deadline| deadline.as_millis() as u64);

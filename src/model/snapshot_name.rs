@@ -37,7 +37,9 @@ pub enum BadSnapshotName {
     #[error(transparent)]
     Name(#[from] BadName),
     /// The date is none.
-    #[error("{0:?} is not a date: give 2026-11-20T10-15-30Z, a beginning of it, a day, latest, @TIME (RFC 3339 or '2h ago') or a UUID")]
+    #[error(
+        "{0:?} is not a date: give 2026-11-20T10-15-30Z, a beginning of it, a day, latest, @TIME (RFC 3339 or '2h ago') or a UUID"
+    )]
     Date(String),
 }
 
@@ -79,8 +81,12 @@ impl DateQuery {
         // `~` begins the part of a UUID that tells two snapshots of one second apart.
         let (date, rest) = text.split_at(text.find('~').unwrap_or(text.len()));
         let fits = (4..=shape.len()).contains(&date.len())
-            && date.bytes().zip(shape.bytes()).all(|(byte, form)| if form == b'd' { byte.is_ascii_digit() } else { byte == form })
-            && (rest.is_empty() || (date.len() == shape.len() && rest.len() > 1 && rest[1..].bytes().all(|byte| byte.is_ascii_hexdigit())));
+            && date
+                .bytes()
+                .zip(shape.bytes())
+                .all(|(byte, form)| if form == b'd' { byte.is_ascii_digit() } else { byte == form })
+            && (rest.is_empty()
+                || (date.len() == shape.len() && rest.len() > 1 && rest[1..].bytes().all(|byte| byte.is_ascii_hexdigit())));
         if fits { Ok(Self::Prefix(text.to_owned())) } else { Err(wrong()) }
     }
 
@@ -92,7 +98,9 @@ impl DateQuery {
         let newest = || (0..all.len().min(5)).collect::<Vec<_>>();
         let found = match self {
             Self::Latest => all.iter().position(|(.., is_complete)| *is_complete),
-            Self::NotAfter(time) => all.iter().position(|(date, _, is_complete)| *is_complete && date.seconds() <= time.seconds()),
+            Self::NotAfter(time) => {
+                all.iter().position(|(date, _, is_complete)| *is_complete && date.seconds() <= time.seconds())
+            }
             Self::Uuid(uuid) => all.iter().position(|(_, other, _)| other == uuid),
             Self::Prefix(prefix) => {
                 let fitting: Vec<usize> = (0..all.len()).filter(|index| shown(all, *index).starts_with(prefix)).collect();
@@ -108,7 +116,12 @@ impl DateQuery {
                         return none(format!("{cluster} has no snapshot {prefix}"), near);
                     }
                     many if is_day => many.iter().copied().find(|index| all[*index].2).or(Some(many[0])),
-                    many => return none(format!("{prefix} is ambiguous: {} snapshots of {cluster} begin like that", many.len()), many.to_vec()),
+                    many => {
+                        return none(
+                            format!("{prefix} is ambiguous: {} snapshots of {cluster} begin like that", many.len()),
+                            many.to_vec(),
+                        );
+                    }
                 }
             }
         };
@@ -116,7 +129,10 @@ impl DateQuery {
             (Some(index), _) => Ok(index),
             (None, Self::Latest) if all.is_empty() => none(format!("{cluster} has no snapshots"), Vec::new()),
             (None, Self::Latest) => none(format!("{cluster} has no complete snapshot"), newest()),
-            (None, Self::NotAfter(time)) => none(format!("{cluster} has no complete snapshot as old as {time}"), (all.len().saturating_sub(5)..all.len()).collect()),
+            (None, Self::NotAfter(time)) => none(
+                format!("{cluster} has no complete snapshot as old as {time}"),
+                (all.len().saturating_sub(5)..all.len()).collect(),
+            ),
             (None, Self::Uuid(uuid)) => none(format!("{cluster} has no snapshot {uuid}"), newest()),
             (None, Self::Prefix(prefix)) => none(format!("{cluster} has no snapshot {prefix}"), newest()),
         }
@@ -127,12 +143,12 @@ fn common(a: &str, b: &str) -> usize {
     a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count()
 }
 
-/// The dated name as the tree shows it: with the beginning of the UUID where two snapshots share a second.
+/// The dated name as the tree shows it: with the end of the UUID where two snapshots share a second.
 fn shown(all: &[(SnapshotDate, SnapshotId, bool)], index: usize) -> String {
     let (date, uuid, _) = all[index];
     let shares = |other: Option<&(SnapshotDate, SnapshotId, bool)>| other.is_some_and(|(other, ..)| *other == date);
     if shares(all.get(index + 1)) || shares(index.checked_sub(1).and_then(|before| all.get(before))) {
-        format!("{date}~{}", &uuid.simple().to_string()[..8])
+        format!("{date}~{}", &uuid.simple().to_string()[24..])
     } else {
         date.to_string()
     }
@@ -206,7 +222,7 @@ mod tests {
     #[test]
     fn two_snapshots_of_one_second_are_told_apart() {
         let date = "2026-11-20T12-00-00Z".parse().expect("legal");
-        let all = [(date, SnapshotId::from_u128(1 << 96), true), (date, SnapshotId::from_u128(2 << 96), true)];
+        let all = [(date, SnapshotId::from_u128(1), true), (date, SnapshotId::from_u128(2), true)];
         let cluster = ClusterName::new("prod").expect("legal");
         let query = |text: &str| DateQuery::parse(text, Timestamp(0)).expect("legal").choose(&cluster, &all);
         assert!(query("2026-11-20T12-00-00Z").is_err());
@@ -215,7 +231,9 @@ mod tests {
 
     #[test]
     fn what_is_no_date_is_refused() {
-        for text in ["", "yesterday", "26-11-20", "@soon", "@2 fortnights ago", "2026/11", "..", "@99999999999999999h ago", "@ago"] {
+        for text in
+            ["", "yesterday", "26-11-20", "@soon", "@2 fortnights ago", "2026/11", "..", "@99999999999999999h ago", "@ago"]
+        {
             assert!(DateQuery::parse(text, Timestamp(0)).is_err(), "{text:?}");
         }
     }
@@ -223,7 +241,10 @@ mod tests {
     #[test]
     fn a_full_name_is_taken_apart() {
         let name = SnapshotName::parse("prod/latest/node-1/appendonlydir/x", Timestamp(0)).expect("legal");
-        assert_eq!((name.cluster.as_str(), name.node.expect("named").as_str(), name.path.to_string().as_str()), ("prod", "node-1", "appendonlydir/x"));
+        assert_eq!(
+            (name.cluster.as_str(), name.node.expect("named").as_str(), name.path.to_string().as_str()),
+            ("prod", "node-1", "appendonlydir/x")
+        );
         assert!(SnapshotName::parse("prod/latest/../x", Timestamp(0)).is_err());
         assert!(SnapshotName::parse("", Timestamp(0)).is_err());
     }

@@ -75,7 +75,11 @@ impl NodeCapture {
         Ok(StoredNode { receipt: writer.finish().await?, keys, checked })
     }
 
-    async fn store(&self, writer: &mut NodeWriter, entry: CapturedEntry) -> Result<Option<crate::driver::StreamFacts>, UploadError> {
+    async fn store(
+        &self,
+        writer: &mut NodeWriter,
+        entry: CapturedEntry,
+    ) -> Result<Option<crate::driver::StreamFacts>, UploadError> {
         let CapturedEntry { path, class, mode, owner, modified_ns, block_bytes, content, .. } = entry;
         let meta = EntryMeta { path: path.clone(), mode, owner, modified_ns };
         match content {
@@ -96,9 +100,17 @@ impl NodeCapture {
                     return Ok(None);
                 }
                 let again = file.try_clone().map_err(|error| self.broken(&path.to_string(), &error.to_string()))?;
-                writer.add_file(meta, class, block_bytes, file, length_bytes, fingerprint).await.map_err(|error| self.source(error))?;
+                writer
+                    .add_file(meta, class, block_bytes, file, length_bytes, fingerprint)
+                    .await
+                    .map_err(|error| self.source(error))?;
                 if !is_still(&again, class, length_bytes, fingerprint.as_ref()) {
-                    return Err(self.broken(&path.to_string(), "it changed while it was read; stop its writer, or take it from a file system snapshot").into());
+                    return Err(self
+                        .broken(
+                            &path.to_string(),
+                            "it changed while it was read; stop its writer, or take it from a file system snapshot",
+                        )
+                        .into());
                 }
             }
         }
@@ -139,7 +151,8 @@ mod tests {
         let mut file = tempfile::tempfile().expect("a file");
         file.write_all(b"12345").expect("writes");
         let meta = file.metadata().expect("stat");
-        let then = Fingerprint { device: 0, inode: 0, modified_ns: meta.mtime() * 1_000_000_000 + meta.mtime_nsec(), captured_ns: 0 };
+        let then =
+            Fingerprint { device: 0, inode: 0, modified_ns: meta.mtime() * 1_000_000_000 + meta.mtime_nsec(), captured_ns: 0 };
         assert!(is_still(&file, FileClass::Rewritten, 5, Some(&then)));
         assert!(is_still(&file, FileClass::AppendOnly, 4, Some(&then)));
         assert!(!is_still(&file, FileClass::AppendOnly, 6, Some(&then)));

@@ -55,12 +55,13 @@ impl Repository {
         if let Some(manifest) = self.manifests.get(&snapshot.key) {
             return Ok(manifest);
         }
-        let (manifest, _, bytes) = match self.get_sealed::<ClusterManifest>(&snapshot.key, SealType::ClusterManifest, snapshot.cluster.as_str()).await {
-            Err(RepoError::Object(ObjectError::NotFound { .. })) => {
-                return Err(RepoError::NotFound { what: format!("snapshot {}/{}", snapshot.cluster, snapshot.date) });
-            }
-            other => other?,
-        };
+        let (manifest, _, bytes) =
+            match self.get_sealed::<ClusterManifest>(&snapshot.key, SealType::ClusterManifest, snapshot.cluster.as_str()).await {
+                Err(RepoError::Object(ObjectError::NotFound { .. })) => {
+                    return Err(RepoError::NotFound { what: format!("snapshot {}/{}", snapshot.cluster, snapshot.date) });
+                }
+                other => other?,
+            };
         check(&manifest, snapshot)?;
         let manifest = Arc::new(manifest);
         self.manifests.put(snapshot.key.clone(), manifest.clone(), bytes * 2);
@@ -71,11 +72,18 @@ impl Repository {
     ///
     /// The name is max(now, newest + 1 s). Where two coordinators publish at once both snapshots stand, under two
     /// UUIDs. Refused when no node was completed.
-    pub async fn publish(&self, publication: Publication, now: Timestamp) -> Result<(ListedSnapshot, Arc<ClusterManifest>), RepoError> {
+    pub async fn publish(
+        &self,
+        publication: Publication,
+        now: Timestamp,
+    ) -> Result<(ListedSnapshot, Arc<ClusterManifest>), RepoError> {
         let cluster = publication.cluster.clone();
         let is_complete = publication.nodes.iter().all(|node| node.status == NodeStatus::Completed);
         if !publication.nodes.iter().any(|node| node.status == NodeStatus::Completed) {
-            return Err(RepoError::Refused { what: format!("a snapshot of {cluster}"), reason: "none of its nodes was stored".to_owned() });
+            return Err(RepoError::Refused {
+                what: format!("a snapshot of {cluster}"),
+                reason: "none of its nodes was stored".to_owned(),
+            });
         }
         let newest = self.list_newest(&cluster, 1).await?.into_iter().next();
         let named_for = publication.cut_at.max(Timestamp(0));

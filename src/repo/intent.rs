@@ -121,7 +121,13 @@ impl Repository {
     }
 
     /// Announces a writer. [`RepoError::Conflict`] while another one is alive; dead ones are cleared away.
-    pub async fn announce(self: &Arc<Self>, cluster: &ClusterName, uuid: SnapshotId, parent: Option<SnapshotId>, clock: Arc<dyn Clock>) -> Result<IntentGuard, RepoError> {
+    pub async fn announce(
+        self: &Arc<Self>,
+        cluster: &ClusterName,
+        uuid: SnapshotId,
+        parent: Option<SnapshotId>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<IntentGuard, RepoError> {
         let key = layout::intent(cluster, uuid);
         let mut intent = own(uuid, parent, Timestamp(clock.wall_us()));
         self.put_sealed(&key, SealType::Intent, cluster.as_str(), &intent, PutMode::Create).await?;
@@ -132,7 +138,10 @@ impl Repository {
                 self.store().delete(&key).await?;
                 return Err(RepoError::Conflict {
                     what: format!("cluster {cluster}"),
-                    reason: format!("a snapshot of it is being made by process {} on {} since {}", other.process, other.host, other.started_at),
+                    reason: format!(
+                        "a snapshot of it is being made by process {} on {} since {}",
+                        other.process, other.host, other.started_at
+                    ),
                 });
             }
             self.store().delete(&layout::intent(cluster, other.uuid)).await?;
@@ -143,7 +152,9 @@ impl Repository {
             loop {
                 clock.sleep(RENEWAL).await;
                 intent.expires_at = expiry(Timestamp(clock.wall_us()));
-                if let Err(error) = repository.put_sealed(&renewed, SealType::Intent, scope.as_str(), &intent, PutMode::Replace).await {
+                if let Err(error) =
+                    repository.put_sealed(&renewed, SealType::Intent, scope.as_str(), &intent, PutMode::Replace).await
+                {
                     tracing::warn!(%error, "the intent could not be renewed");
                 }
             }

@@ -71,7 +71,8 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digits: Vec<u8> = text.chars().map(|digit| digit.to_digit(16).and_then(|value| u8::try_from(value).ok())).collect::<Option<_>>()?;
+    let digits: Vec<u8> =
+        text.chars().map(|digit| digit.to_digit(16).and_then(|value| u8::try_from(value).ok())).collect::<Option<_>>()?;
     let (pairs, rest) = digits.as_chunks::<2>();
     rest.is_empty().then(|| pairs.iter().map(|[high, low]| high << 4 | low).collect())
 }
@@ -88,7 +89,8 @@ impl Argon2Settings {
             return Err("its Argon2id settings are beyond what a reader accepts");
         }
         let salt = unhex(&self.salt).ok_or("its salt is not hexadecimal")?;
-        let settings = argon2::Params::new(self.memory_kib, self.passes, self.lanes, Some(32)).map_err(|_| "its Argon2id settings are not possible")?;
+        let settings = argon2::Params::new(self.memory_kib, self.passes, self.lanes, Some(32))
+            .map_err(|_| "its Argon2id settings are not possible")?;
         let mut key = Zeroizing::new([0u8; 32]);
         argon2::Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, settings)
             .hash_password_into(passphrase.as_bytes(), &salt, &mut key[..])
@@ -99,13 +101,22 @@ impl Argon2Settings {
 
 fn key_file_key(content: &[u8]) -> Result<Zeroizing<[u8; 32]>, RepoError> {
     if content.len() < KEY_FILE_BYTES_MIN {
-        return Err(RepoError::Refused { what: "the key file".to_owned(), reason: format!("it holds {} bytes, and at least 32 random ones are needed", content.len()) });
+        return Err(RepoError::Refused {
+            what: "the key file".to_owned(),
+            reason: format!("it holds {} bytes, and at least 32 random ones are needed", content.len()),
+        });
     }
     Ok(seal::derive("tintype 1 key file", &[content]))
 }
 
 /// A new box for `master`, and the object key that it belongs under.
-pub(super) fn make(repository: RepositoryId, master: &MasterKey, secret: &Secret, label: &str, now_us: i64) -> Result<(String, KeyBox), RepoError> {
+pub(super) fn make(
+    repository: RepositoryId,
+    master: &MasterKey,
+    secret: &Secret,
+    label: &str,
+    now_us: i64,
+) -> Result<(String, KeyBox), RepoError> {
     let object_key = layout::key_box(Uuid::new_v4());
     let (kind, argon2id, key) = match secret {
         Secret::Passphrase(passphrase) if passphrase.is_empty() => {
@@ -124,10 +135,16 @@ pub(super) fn make(repository: RepositoryId, master: &MasterKey, secret: &Secret
 }
 
 /// The master key, if `secret` is the one that this box was made for.
-pub(super) fn open(repository: RepositoryId, object_key: &str, key_box: &KeyBox, secret: &Secret) -> Result<Option<MasterKey>, RepoError> {
+pub(super) fn open(
+    repository: RepositoryId,
+    object_key: &str,
+    key_box: &KeyBox,
+    secret: &Secret,
+) -> Result<Option<MasterKey>, RepoError> {
     let key = match (secret, key_box.kind.as_str()) {
         (Secret::Passphrase(passphrase), "passphrase") => {
-            let settings = key_box.argon2id.as_ref().ok_or_else(|| RepoError::corrupt(object_key, "its Argon2id settings are missing"))?;
+            let settings =
+                key_box.argon2id.as_ref().ok_or_else(|| RepoError::corrupt(object_key, "its Argon2id settings are missing"))?;
             settings.stretch(passphrase).map_err(|reason| RepoError::corrupt(object_key, reason))?
         }
         (Secret::KeyFile(content), "key_file") => key_file_key(content)?,

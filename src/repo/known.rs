@@ -59,9 +59,13 @@ impl Repository {
     /// Reads all tree pages of a node, remembering its pages as known.
     pub(super) async fn load_parent(&self, tree: NodeTree, known: &Known) -> Result<Parent, RepoError> {
         let cluster = &tree.manifest.cluster;
-        let pages: Vec<_> = futures::stream::iter(tree.manifest.tree.iter().map(|reference| async move {
-            self.tree_page(cluster, reference).await.map(|page| (reference, page))
-        }))
+        let pages: Vec<_> = futures::stream::iter(
+            tree.manifest
+                .tree
+                .clone()
+                .into_iter()
+                .map(|reference| async move { self.tree_page(cluster, &reference).await.map(|page| (reference, page)) }),
+        )
         .buffered(READS)
         .try_collect()
         .await?;
@@ -119,8 +123,10 @@ impl Repository {
                 }
             }
         }
-        let mut reads = futures::stream::iter(tables.into_values().map(|(extent, place)| async move { self.table_page(cluster, &place, &extent).await }))
-            .buffer_unordered(READS);
+        let mut reads = futures::stream::iter(
+            tables.into_values().map(|(extent, place)| async move { self.table_page(cluster, &place, &extent).await }),
+        )
+        .buffer_unordered(READS);
         while let Some(segments) = reads.try_next().await? {
             for segment in segments {
                 if let Segment::Block(extent) = segment {
@@ -133,7 +139,13 @@ impl Repository {
 
     /// Remembers what packs hold that no snapshot refers to yet: the leavings of attempts since `newest_pack`.
     /// A damaged leftover is passed over: it costs storing its blocks again, nothing else.
-    pub(super) async fn load_leftovers(&self, cluster: &ClusterName, node: &NodeName, newest_pack: Option<PackId>, known: &Known) -> Result<(), RepoError> {
+    pub(super) async fn load_leftovers(
+        &self,
+        cluster: &ClusterName,
+        node: &NodeName,
+        newest_pack: Option<PackId>,
+        known: &Known,
+    ) -> Result<(), RepoError> {
         for folder in [layout::packs(cluster, node), layout::pages(cluster, node)] {
             let after = newest_pack.map(|pack| format!("{folder}{}", layout::pack_name(pack)));
             let listed = list_after(self.store().as_ref(), &folder, after.as_deref()).await?;
@@ -149,7 +161,11 @@ impl Repository {
                 match items {
                     Ok(items) => {
                         for item in items {
-                            if item.kind == SealType::Block as u8 { known.add_block(item.extent) } else { known.add_page(item.extent) }
+                            if item.kind == SealType::Block as u8 {
+                                known.add_block(item.extent)
+                            } else {
+                                known.add_page(item.extent)
+                            }
                         }
                     }
                     Err(error) => tracing::warn!(%key, %error, "the leavings of an interrupted upload cannot be used"),
@@ -159,9 +175,19 @@ impl Repository {
         Ok(())
     }
 
-    async fn leftover(&self, cluster: &ClusterName, node: &NodeName, folder: &str, object: &ObjectEntry) -> Result<Vec<pack::PackItem>, RepoError> {
+    async fn leftover(
+        &self,
+        cluster: &ClusterName,
+        node: &NodeName,
+        folder: &str,
+        object: &ObjectEntry,
+    ) -> Result<Vec<pack::PackItem>, RepoError> {
         let wrong = |reason: &str| RepoError::corrupt(&object.key, reason);
-        let name = object.key.strip_prefix(folder).and_then(|name| name.parse().ok()).ok_or_else(|| wrong("its name is not one of a pack"))?;
+        let name = object
+            .key
+            .strip_prefix(folder)
+            .and_then(|name| name.parse().ok())
+            .ok_or_else(|| wrong("its name is not one of a pack"))?;
         let size = object.size_bytes;
         if size > u64::from(PACK_BYTES_MAX) || size < TRAILER_BYTES {
             return Err(wrong("its size is not one of a pack"));
@@ -177,16 +203,24 @@ impl Repository {
     }
 
     /// Fails when any of `packs` is gone: reused blocks must still be there when they are published again.
-    pub(super) async fn check_packs(&self, cluster: &ClusterName, packs: &HashSet<(Arc<PackRef>, bool)>) -> Result<(), RepoError> {
+    pub(super) async fn check_packs(
+        &self,
+        cluster: &ClusterName,
+        packs: &HashSet<(Arc<PackRef>, bool)>,
+    ) -> Result<(), RepoError> {
         let mut folders: HashMap<String, Vec<String>> = HashMap::new();
         for (pack, is_pages) in packs {
             let folder = if *is_pages { layout::pages(cluster, &pack.node) } else { layout::packs(cluster, &pack.node) };
             folders.entry(folder).or_default().push(layout::pack_name(pack.pack));
         }
         for (folder, names) in folders {
-            let present: HashSet<String> = list_all(self.store().as_ref(), &folder).await?.into_iter().map(|object| object.key).collect();
+            let present: HashSet<String> =
+                list_all(self.store().as_ref(), &folder).await?.into_iter().map(|object| object.key).collect();
             if let Some(gone) = names.iter().map(|name| format!("{folder}{name}")).find(|key| !present.contains(key)) {
-                return Err(RepoError::corrupt(gone, "the pack is missing, though an earlier snapshot refers to it; run `tintype verify`"));
+                return Err(RepoError::corrupt(
+                    gone,
+                    "the pack is missing, though an earlier snapshot refers to it; run `tintype verify`",
+                ));
             }
         }
         Ok(())

@@ -18,7 +18,6 @@ pub fn key_box(id: uuid::Uuid) -> String {
     format!("{KEY_BOXES}{id}.json")
 }
 
-
 /// Folder of a node's packs of blocks.
 pub fn packs(cluster: &ClusterName, node: &NodeName) -> String {
     format!("{CLUSTERS}{cluster}/{node}/packs/")
@@ -67,8 +66,13 @@ pub fn parse_cluster_manifest(cluster: &ClusterName, key: &str) -> Option<Listed
     let (date, uuid) = (date.parse().ok()?, SnapshotId::try_parse(uuid).ok()?);
     let is_complete = status == "full";
     // Only the one form that we write: no second key can stand for the same snapshot.
-    (cluster_manifest(cluster, date, uuid, is_complete) == key)
-        .then(|| ListedSnapshot { cluster: cluster.clone(), date, uuid, is_complete, key: key.to_owned() })
+    (cluster_manifest(cluster, date, uuid, is_complete) == key).then(|| ListedSnapshot {
+        cluster: cluster.clone(),
+        date,
+        uuid,
+        is_complete,
+        key: key.to_owned(),
+    })
 }
 
 /// Folder of a cluster's intents.
@@ -101,8 +105,15 @@ mod tests {
 
     #[test]
     fn manifest_keys_read_back_and_sort_newest_first() {
-        let dates = ["2026-11-20T10-15-31Z", "2026-11-20T10-15-30Z", "2026-10-31T23-59-59Z", "2025-12-01T00-00-00Z", "1970-01-01T00-00-00Z"];
-        let keys: Vec<_> = dates.iter().map(|date| cluster_manifest(&name(), date.parse().expect("legal"), SnapshotId::nil(), true)).collect();
+        let dates = [
+            "2026-11-20T10-15-31Z",
+            "2026-11-20T10-15-30Z",
+            "2026-10-31T23-59-59Z",
+            "2025-12-01T00-00-00Z",
+            "1970-01-01T00-00-00Z",
+        ];
+        let keys: Vec<_> =
+            dates.iter().map(|date| cluster_manifest(&name(), date.parse().expect("legal"), SnapshotId::nil(), true)).collect();
         assert!(keys.is_sorted(), "{keys:#?}");
         for (key, date) in keys.iter().zip(dates) {
             let listed = parse_cluster_manifest(&name(), key).expect("our own form");
@@ -114,7 +125,12 @@ mod tests {
     fn only_the_one_form_of_a_manifest_key_is_taken() {
         let good = cluster_manifest(&name(), "2026-11-20T10-15-30Z".parse().expect("legal"), SnapshotId::nil(), false);
         assert!(parse_cluster_manifest(&name(), &good).is_some());
-        for bad in [good.replace("797388", "797389"), good.replace("part", "half"), format!("{good}.x"), good.replace("79898469", "79898468")] {
+        for bad in [
+            good.replace("797388", "797389"),
+            good.replace("part", "half"),
+            format!("{good}.x"),
+            good.replace("79898469", "79898468"),
+        ] {
             assert_eq!(parse_cluster_manifest(&name(), &bad), None, "{bad}");
         }
     }

@@ -29,7 +29,8 @@ use super::{NodeTree, RepoError, layout, table, tree_pages};
 use crate::model::extent::{BLOCK_BYTES_MAX, Extent, LITERAL_BYTES_MAX, Segment};
 use crate::model::ids::{BlockId, SnapshotId};
 use crate::model::manifest::{
-    FORMAT_VERSION, FileClass, FileContent, FileKind, Fingerprint, NodeManifest, NodeTotals, Ownership, TableSlice, TreeEntry, TreePage, TreePageRef,
+    FORMAT_VERSION, FileClass, FileContent, FileKind, Fingerprint, NodeManifest, NodeTotals, Ownership, TableSlice, TreeEntry,
+    TreePage, TreePageRef,
 };
 use crate::model::names::{ClusterName, NodeName, TreePath};
 use crate::object::PutMode;
@@ -134,7 +135,14 @@ struct Prepared {
 
 impl NodeWriter {
     /// Begins a node. `parent` is the tree whose blocks may be reused: the newest snapshot that has this node.
-    pub async fn begin(repository: Arc<Repository>, cluster: ClusterName, node: NodeName, snapshot: SnapshotId, parent: Option<NodeTree>, options: WriterOptions) -> Result<Self, RepoError> {
+    pub async fn begin(
+        repository: Arc<Repository>,
+        cluster: ClusterName,
+        node: NodeName,
+        snapshot: SnapshotId,
+        parent: Option<NodeTree>,
+        options: WriterOptions,
+    ) -> Result<Self, RepoError> {
         let known = Arc::new(Known::default());
         let newest_pack = parent.as_ref().filter(|tree| tree.manifest.node == node).and_then(|tree| tree.manifest.newest_pack);
         repository.load_leftovers(&cluster, &node, newest_pack, &known).await?;
@@ -144,7 +152,16 @@ impl NodeWriter {
         };
         let sealer = repository.sealer(&cluster);
         let stored_bytes = Arc::new(AtomicU64::new(0));
-        let writer = |folder| PackWriter::new(repository.clone(), sealer.clone(), folder, node.clone(), options.uploads.clone(), stored_bytes.clone());
+        let writer = |folder| {
+            PackWriter::new(
+                repository.clone(),
+                sealer.clone(),
+                folder,
+                node.clone(),
+                options.uploads.clone(),
+                stored_bytes.clone(),
+            )
+        };
         Ok(Self {
             data: writer(layout::packs(&cluster, &node)),
             pages: writer(layout::pages(&cluster, &node)),
@@ -166,7 +183,10 @@ impl NodeWriter {
 
     fn push(&mut self, entry: TreeEntry, segments: Vec<Segment>) -> Result<(), RepoError> {
         if self.places.insert(entry.path.clone(), self.entries.len()).is_some() {
-            return Err(RepoError::Refused { what: format!("{}/{}", self.node, entry.path), reason: "it was handed over twice".to_owned() });
+            return Err(RepoError::Refused {
+                what: format!("{}/{}", self.node, entry.path),
+                reason: "it was handed over twice".to_owned(),
+            });
         }
         if let Some(content) = &entry.content {
             self.totals.files += 1;
@@ -206,7 +226,15 @@ impl NodeWriter {
     ///
     /// Of an append-only file that the parent has with the same inode and that only grew, the whole blocks that were
     /// there are not read again, save the last one of them, which must still be the same.
-    pub async fn add_file(&mut self, meta: EntryMeta, class: FileClass, block_bytes: u32, file: File, length_bytes: u64, fingerprint: Option<Fingerprint>) -> Result<(), RepoError> {
+    pub async fn add_file(
+        &mut self,
+        meta: EntryMeta,
+        class: FileClass,
+        block_bytes: u32,
+        file: File,
+        length_bytes: u64,
+        fingerprint: Option<Fingerprint>,
+    ) -> Result<(), RepoError> {
         let file = Arc::new(file);
         let mut segments = Vec::new();
         if class == FileClass::AppendOnly {
@@ -220,7 +248,13 @@ impl NodeWriter {
     }
 
     /// A stream until its end. Returns its length.
-    pub async fn add_stream(&mut self, meta: EntryMeta, class: FileClass, block_bytes: u32, stream: &mut (dyn AsyncRead + Send + Unpin)) -> Result<u64, RepoError> {
+    pub async fn add_stream(
+        &mut self,
+        meta: EntryMeta,
+        class: FileClass,
+        block_bytes: u32,
+        stream: &mut (dyn AsyncRead + Send + Unpin),
+    ) -> Result<u64, RepoError> {
         let mut segments = Vec::new();
         let mut feed = StreamFeed { stream, block_bytes, has_ended: false };
         self.store(&meta.path, &mut feed, &mut segments).await?;
@@ -231,14 +265,24 @@ impl NodeWriter {
 
     /// A file with the same bytes as one that was added before.
     pub fn add_same(&mut self, meta: EntryMeta, class: FileClass, as_path: &TreePath) -> Result<(), RepoError> {
-        let unknown = || RepoError::Refused { what: meta.path.to_string(), reason: format!("it is to be the same as {as_path}, which was not stored before it") };
+        let unknown = || RepoError::Refused {
+            what: meta.path.to_string(),
+            reason: format!("it is to be the same as {as_path}, which was not stored before it"),
+        };
         let (other, segments) = self.places.get(as_path).and_then(|place| self.entries.get(*place)).ok_or_else(unknown)?;
         let block_bytes = other.content.as_ref().ok_or_else(unknown)?.block_bytes;
         let segments = segments.clone();
         self.push_file(meta, class, block_bytes, None, segments)
     }
 
-    fn push_file(&mut self, meta: EntryMeta, class: FileClass, block_bytes: u32, fingerprint: Option<Fingerprint>, segments: Vec<Segment>) -> Result<(), RepoError> {
+    fn push_file(
+        &mut self,
+        meta: EntryMeta,
+        class: FileClass,
+        block_bytes: u32,
+        fingerprint: Option<Fingerprint>,
+        segments: Vec<Segment>,
+    ) -> Result<(), RepoError> {
         let size_bytes = segments.iter().map(Segment::plain_bytes).sum::<u64>();
         let mut hasher = self.sealer.content_hasher();
         hasher.update(&size_bytes.to_le_bytes());
@@ -257,11 +301,22 @@ impl NodeWriter {
     }
 
     /// The parent's whole blocks of a file that only grew; none when that is not certain.
-    async fn appended_to(&mut self, path: &TreePath, block_bytes: u32, file: &Arc<File>, length_bytes: u64, now: Option<&Fingerprint>) -> Result<Vec<Segment>, RepoError> {
+    async fn appended_to(
+        &mut self,
+        path: &TreePath,
+        block_bytes: u32,
+        file: &Arc<File>,
+        length_bytes: u64,
+        now: Option<&Fingerprint>,
+    ) -> Result<Vec<Segment>, RepoError> {
         let Some(placed) = self.parent.as_ref().and_then(|parent| parent.entries.get(path)) else { return Ok(Vec::new()) };
         let (Some(content), Some(now)) = (&placed.entry.content, now) else { return Ok(Vec::new()) };
         let is_same_file = content.fingerprint.is_some_and(|then| (then.device, then.inode) == (now.device, now.inode));
-        if !is_same_file || content.class != FileClass::AppendOnly || content.block_bytes != block_bytes || content.size_bytes > length_bytes {
+        if !is_same_file
+            || content.class != FileClass::AppendOnly
+            || content.block_bytes != block_bytes
+            || content.size_bytes > length_bytes
+        {
             return Ok(Vec::new());
         }
         let placed = placed.clone();
@@ -330,7 +385,11 @@ impl NodeWriter {
                 Job::Read { file, offset, length } => {
                     let mut bytes = vec![0u8; length];
                     file.read_exact_at(&mut bytes, offset).map_err(|error| {
-                        let reason = if error.kind() == std::io::ErrorKind::UnexpectedEof { "it became shorter while it was read".to_owned() } else { error.to_string() };
+                        let reason = if error.kind() == std::io::ErrorKind::UnexpectedEof {
+                            "it became shorter while it was read".to_owned()
+                        } else {
+                            error.to_string()
+                        };
                         RepoError::Source { what: what.to_string(), reason }
                     })?;
                     bytes
@@ -338,7 +397,8 @@ impl NodeWriter {
             };
             let id = sealer.block_id(&plain);
             let plain_bytes = u32::try_from(plain.len()).expect("blocks are at most 8 MiB");
-            let sealed = if known.block(&id).is_some() { None } else { Some(sealer.seal(SealType::Block, &id.0, &plain, level)?) };
+            let sealed =
+                if known.block(&id).is_some() { None } else { Some(sealer.seal(SealType::Block, &id.0, &plain, level)?) };
             Ok(Prepared { id, plain_bytes, sealed })
         })
     }
@@ -350,7 +410,10 @@ impl NodeWriter {
         if let Some(extent) = self.known.block(&prepared.id) {
             return Ok(extent);
         }
-        let sealed = prepared.sealed.ok_or_else(|| RepoError::Refused { what: prepared.id.to_string(), reason: "a known block was forgotten".to_owned() })?;
+        let sealed = prepared.sealed.ok_or_else(|| RepoError::Refused {
+            what: prepared.id.to_string(),
+            reason: "a known block was forgotten".to_owned(),
+        })?;
         let extent = self.data.add(SealType::Block, prepared.id, prepared.plain_bytes, &sealed).await?;
         self.options.progress.stored_bytes.fetch_add(sealed.len() as u64, Ordering::Relaxed);
         self.totals.new_bytes += u64::from(prepared.plain_bytes);
@@ -360,7 +423,10 @@ impl NodeWriter {
 
     async fn store_page(&mut self, kind: SealType, place: &[u8], plain: &[u8]) -> Result<Extent, RepoError> {
         if plain.len() > BLOCK_BYTES_MAX as usize {
-            return Err(RepoError::Refused { what: format!("a page of {}", self.node), reason: "it is larger than 8 MiB".to_owned() });
+            return Err(RepoError::Refused {
+                what: format!("a page of {}", self.node),
+                reason: "it is larger than 8 MiB".to_owned(),
+            });
         }
         let id = self.sealer.placed_id(kind, place, plain);
         if let Some(extent) = self.known.page(&id) {
@@ -376,6 +442,7 @@ impl NodeWriter {
     /// Stores the pages and the manifest. All data is stored, and all reused packs were seen, before the manifest is.
     pub async fn finish(mut self) -> Result<NodeReceipt, RepoError> {
         self.data.finish().await?;
+        self.add_root()?;
         let mut entries = std::mem::take(&mut self.entries);
         entries.sort_by(|a, b| a.0.path.cmp(&b.0.path));
         self.check_tree(&entries)?;
@@ -402,7 +469,11 @@ impl NodeWriter {
         self.repository.check_packs(&self.cluster, &packs).await?;
 
         let key = layout::node_manifest(&self.cluster, &self.node, self.snapshot);
-        let before = self.parent.as_ref().filter(|parent| parent.tree.manifest.node == self.node).and_then(|parent| parent.tree.manifest.newest_pack);
+        let before = self
+            .parent
+            .as_ref()
+            .filter(|parent| parent.tree.manifest.node == self.node)
+            .and_then(|parent| parent.tree.manifest.newest_pack);
         self.totals.stored_bytes = self.stored_bytes.load(Ordering::Relaxed);
         let manifest = NodeManifest {
             format: FORMAT_VERSION,
@@ -413,20 +484,34 @@ impl NodeWriter {
             totals: self.totals,
             newest_pack: self.data.newest().max(self.pages.newest()).max(before),
         };
-        let (id, stored) = self.repository.put_sealed(&key, SealType::NodeManifest, self.cluster.as_str(), &manifest, PutMode::Create).await?;
+        let (id, stored) =
+            self.repository.put_sealed(&key, SealType::NodeManifest, self.cluster.as_str(), &manifest, PutMode::Create).await?;
         self.totals.stored_bytes += stored;
         Ok(NodeReceipt { manifest: id, totals: self.totals })
     }
 
+    /// A node whose driver hands over files only (a dump that came as a stream) gets a directory of its own: the owner of
+    /// its first entry, the newest time of all, and open to nobody but owner and group.
+    fn add_root(&mut self) -> Result<(), RepoError> {
+        if self.places.contains_key(&TreePath::root()) {
+            return Ok(());
+        }
+        let owner = self.entries.first().map_or_else(Ownership::default, |(entry, _)| entry.owner.clone());
+        let modified_ns = self.entries.iter().map(|(entry, _)| entry.modified_ns).max().unwrap_or(0);
+        self.add_directory(EntryMeta { path: TreePath::root(), mode: 0o750, owner, modified_ns })
+    }
+
     /// Every entry but the root stands in a directory.
     fn check_tree(&self, entries: &[(TreeEntry, Vec<Segment>)]) -> Result<(), RepoError> {
-        let directories: HashSet<&TreePath> = entries.iter().filter(|(entry, _)| entry.kind == FileKind::Directory).map(|(entry, _)| &entry.path).collect();
-        let is_lost = |entry: &TreeEntry| entry.path.parent().is_none_or(|parent| !directories.contains(&parent)) && !entry.path.is_root();
+        let directories: HashSet<&TreePath> =
+            entries.iter().filter(|(entry, _)| entry.kind == FileKind::Directory).map(|(entry, _)| &entry.path).collect();
+        let is_lost =
+            |entry: &TreeEntry| entry.path.parent().is_none_or(|parent| !directories.contains(&parent)) && !entry.path.is_root();
         match entries.iter().find(|(entry, _)| is_lost(entry)) {
-            Some((entry, _)) => Err(RepoError::Refused { what: format!("{}/{}", self.node, entry.path), reason: "its directory was not handed over".to_owned() }),
-            None if !directories.contains(&TreePath::root()) => {
-                Err(RepoError::Refused { what: self.node.to_string(), reason: "its own directory was not handed over".to_owned() })
-            }
+            Some((entry, _)) => Err(RepoError::Refused {
+                what: format!("{}/{}", self.node, entry.path),
+                reason: "its directory was not handed over".to_owned(),
+            }),
             None => Ok(()),
         }
     }
@@ -445,7 +530,13 @@ impl NodeWriter {
         Ok(())
     }
 
-    async fn store_tree_page(&mut self, first: &TreePath, mut entries: Vec<TreeEntry>, segments: Vec<Vec<Segment>>, packs: &mut HashSet<(Arc<crate::model::extent::PackRef>, bool)>) -> Result<Extent, RepoError> {
+    async fn store_tree_page(
+        &mut self,
+        first: &TreePath,
+        mut entries: Vec<TreeEntry>,
+        segments: Vec<Vec<Segment>>,
+        packs: &mut HashSet<(Arc<crate::model::extent::PackRef>, bool)>,
+    ) -> Result<Extent, RepoError> {
         let mut shared: Vec<Segment> = Vec::new();
         for (entry, segments) in entries.iter_mut().zip(segments) {
             let Some(content) = &mut entry.content else { continue };
@@ -465,7 +556,8 @@ impl NodeWriter {
             false => Some(self.store_page(SealType::TablePage, &table_place(first, None), &table::encode(&shared)).await?),
         };
         let page = TreePage { table, entries };
-        let plain = serde_json::to_vec(&page).map_err(|error| RepoError::Refused { what: first.to_string(), reason: error.to_string() })?;
+        let plain = serde_json::to_vec(&page)
+            .map_err(|error| RepoError::Refused { what: first.to_string(), reason: error.to_string() })?;
         let stored = self.store_page(SealType::TreePage, &tree_place(first), &plain).await?;
         packs.extend(page.table.iter().chain([&stored]).map(|extent| (extent.pack.clone(), true)));
         Ok(stored)
@@ -473,10 +565,21 @@ impl NodeWriter {
 }
 
 fn entry(meta: EntryMeta, kind: FileKind, content: Option<FileContent>, target: Option<Vec<u8>>) -> TreeEntry {
-    TreeEntry { path: meta.path, kind, mode: meta.mode & 0o7777, owner: meta.owner, modified_ns: meta.modified_ns, content, target }
+    TreeEntry {
+        path: meta.path,
+        kind,
+        mode: meta.mode & 0o7777,
+        owner: meta.owner,
+        modified_ns: meta.modified_ns,
+        content,
+        target,
+    }
 }
 
-async fn blocking<T: Send + 'static>(path: &TreePath, work: impl FnOnce() -> std::io::Result<T> + Send + 'static) -> Result<T, RepoError> {
+async fn blocking<T: Send + 'static>(
+    path: &TreePath,
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> Result<T, RepoError> {
     let source = |reason: String| RepoError::Source { what: path.to_string(), reason };
     tokio::task::spawn_blocking(work).await.map_err(|error| source(error.to_string()))?.map_err(|error| source(error.to_string()))
 }

@@ -66,7 +66,13 @@ impl PackBuilder {
     /// Appends a sealed item and says where it lies. The caller asked [`PackBuilder::fits`] first.
     pub fn add(&mut self, kind: SealType, id: BlockId, plain_bytes: u32, sealed: &[u8]) -> Extent {
         let number = |value: usize| u32::try_from(value).expect("a pack is at most 32 MiB");
-        let extent = Extent { id, pack: self.pack.clone(), offset: number(self.bytes.len()), stored_bytes: number(sealed.len()), plain_bytes };
+        let extent = Extent {
+            id,
+            pack: self.pack.clone(),
+            offset: number(self.bytes.len()),
+            stored_bytes: number(sealed.len()),
+            plain_bytes,
+        };
         self.bytes.extend_from_slice(sealed);
         self.directory.push(kind as u8);
         self.directory.extend_from_slice(&id.0);
@@ -112,7 +118,13 @@ pub fn parse_directory(plain: &[u8], pack: &Arc<PackRef>) -> Result<Vec<PackItem
             let number = |at: usize| u32::from_le_bytes([line[at], line[at + 1], line[at + 2], line[at + 3]]);
             let mut id = [0u8; 32];
             id.copy_from_slice(&line[1..33]);
-            let extent = Extent { id: BlockId(id), pack: pack.clone(), offset: number(33), stored_bytes: number(37), plain_bytes: number(41) };
+            let extent = Extent {
+                id: BlockId(id),
+                pack: pack.clone(),
+                offset: number(33),
+                stored_bytes: number(37),
+                plain_bytes: number(41),
+            };
             match extent.fault() {
                 None => Ok(PackItem { kind: line[0], extent }),
                 Some(fault) => Err(fault),

@@ -38,7 +38,14 @@ pub(super) struct PackWriter {
 }
 
 impl PackWriter {
-    pub fn new(repository: Arc<Repository>, sealer: Arc<Sealer>, folder: String, node: NodeName, uploads: Arc<Semaphore>, stored_bytes: Arc<AtomicU64>) -> Self {
+    pub fn new(
+        repository: Arc<Repository>,
+        sealer: Arc<Sealer>,
+        folder: String,
+        node: NodeName,
+        uploads: Arc<Semaphore>,
+        stored_bytes: Arc<AtomicU64>,
+    ) -> Self {
         Self { repository, sealer, folder, node, uploads, stored_bytes, current: None, newest: None, running: JoinSet::new() }
     }
 

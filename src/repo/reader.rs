@@ -67,7 +67,8 @@ impl Repository {
         if let Some(fault) = extent.fault() {
             return Err(RepoError::corrupt(key, fault));
         }
-        let sealed = self.store().get(&key, Some(u64::from(extent.offset)..extent.end())).await.map_err(|error| lost(&key, error))?;
+        let sealed =
+            self.store().get(&key, Some(u64::from(extent.offset)..extent.end())).await.map_err(|error| lost(&key, error))?;
         open_named(&self.sealer(cluster), kind, place, extent, &sealed)
             .map_err(|reason| RepoError::corrupt(format!("{key} at {}", extent.offset), reason))
     }
@@ -77,7 +78,9 @@ impl Repository {
             return Ok(page);
         }
         let plain = self.page(cluster, SealType::TreePage, &tree_place(&reference.first), &reference.page).await?;
-        let wrong = |reason: String| RepoError::corrupt(format!("{} at {}", Self::page_key(cluster, &reference.page), reference.page.offset), reason);
+        let wrong = |reason: String| {
+            RepoError::corrupt(format!("{} at {}", Self::page_key(cluster, &reference.page), reference.page.offset), reason)
+        };
         let page: TreePage = serde_json::from_slice(&plain).map_err(|error| wrong(error.to_string()))?;
         if page.entries.first().is_none_or(|entry| entry.path != reference.first) {
             return Err(wrong("it does not begin with the entry that its manifest says".to_owned()));
@@ -102,12 +105,22 @@ impl Repository {
     }
 
     /// All records of a table page.
-    pub(super) async fn table_page(&self, cluster: &ClusterName, place: &[u8], extent: &Extent) -> Result<Vec<crate::model::extent::Segment>, RepoError> {
+    pub(super) async fn table_page(
+        &self,
+        cluster: &ClusterName,
+        place: &[u8],
+        extent: &Extent,
+    ) -> Result<Vec<crate::model::extent::Segment>, RepoError> {
         let plain = self.page(cluster, SealType::TablePage, place, extent).await?;
-        table::decode(&plain).map_err(|reason| RepoError::corrupt(format!("{} at {}", Self::page_key(cluster, extent), extent.offset), reason))
+        table::decode(&plain)
+            .map_err(|reason| RepoError::corrupt(format!("{} at {}", Self::page_key(cluster, extent), extent.offset), reason))
     }
 
-    pub(super) async fn node_manifest(&self, snapshot: &ClusterManifest, node: &NodeName) -> Result<Arc<NodeManifest>, RepoError> {
+    pub(super) async fn node_manifest(
+        &self,
+        snapshot: &ClusterManifest,
+        node: &NodeName,
+    ) -> Result<Arc<NodeManifest>, RepoError> {
         let what = || format!("node {node} of {}/{}", snapshot.cluster, snapshot.date);
         let record = snapshot.node(node).ok_or_else(|| RepoError::NotFound { what: what() })?;
         let expected = record.manifest.ok_or_else(|| RepoError::NotFound { what: format!("{} (it was not stored)", what()) })?;
@@ -200,7 +213,8 @@ impl SnapshotSource for Repository {
         let cluster = &tree.manifest.cluster;
         let path = &file.entry.path;
         let Some(content) = file.entry.content.as_ref().filter(|content| offset < content.size_bytes) else { return Ok(None) };
-        let wrong = |reason: &str| RepoError::corrupt(format!("{cluster}/{}/{}/{path}", tree.snapshot.date, tree.manifest.node), reason);
+        let wrong =
+            |reason: &str| RepoError::corrupt(format!("{cluster}/{}/{}/{path}", tree.snapshot.date, tree.manifest.node), reason);
         let after = content.tables.partition_point(|slice| slice.start <= offset);
         let index = after.checked_sub(1).ok_or_else(|| wrong("its table does not begin at 0"))?;
         let slice = &content.tables[index];
@@ -218,7 +232,10 @@ impl SnapshotSource for Repository {
         }
         let mut records = self.table_page(cluster, &place, extent).await?;
         let first = slice.first as usize;
-        let last = first.checked_add(slice.count as usize).filter(|last| *last <= records.len()).ok_or_else(|| wrong("its table is shorter than it says"))?;
+        let last = first
+            .checked_add(slice.count as usize)
+            .filter(|last| *last <= records.len())
+            .ok_or_else(|| wrong("its table is shorter than it says"))?;
         records.truncate(last);
         let run = Arc::new(SegmentRun::new(slice.start, records.split_off(first)));
         if run.end() != end {
@@ -233,7 +250,11 @@ impl SnapshotSource for Repository {
         let mut groups: Vec<&[Extent]> = Vec::new();
         let mut rest = extents;
         while let Some(first) = rest.first() {
-            let longest = rest.windows(2).take_while(|pair| pair[0].is_followed_by(&pair[1]) && pair[1].end() - u64::from(first.offset) <= RANGE_BYTES_MAX).count() + 1;
+            let longest = rest
+                .windows(2)
+                .take_while(|pair| pair[0].is_followed_by(&pair[1]) && pair[1].end() - u64::from(first.offset) <= RANGE_BYTES_MAX)
+                .count()
+                + 1;
             let (group, tail) = rest.split_at(longest);
             groups.push(group);
             rest = tail;
@@ -263,13 +284,19 @@ impl Repository {
                 open_named(&sealer, SealType::Block, &[], &extent, &sealed)
                     .map_err(|reason| RepoError::corrupt(format!("{key} at {}", extent.offset), reason))
             };
-            opening.push(if group.len() == 1 && last.plain_bytes < INLINE_BYTES { Opening::Done(open()) } else { Opening::Running(tokio::task::spawn_blocking(open)) });
+            opening.push(if group.len() == 1 && last.plain_bytes < INLINE_BYTES {
+                Opening::Done(open())
+            } else {
+                Opening::Running(tokio::task::spawn_blocking(open))
+            });
         }
         let mut plain = Vec::with_capacity(opening.len());
         for open in opening {
             plain.push(match open {
                 Opening::Done(result) => result?,
-                Opening::Running(task) => task.await.map_err(|error| RepoError::Source { what: key.clone(), reason: error.to_string() })??,
+                Opening::Running(task) => {
+                    task.await.map_err(|error| RepoError::Source { what: key.clone(), reason: error.to_string() })??
+                }
             });
         }
         Ok(plain)

@@ -22,7 +22,10 @@ struct State<K, V> {
 
 impl<K: Hash + Eq + Clone, V> Recent<K, V> {
     pub fn new(limit_bytes: usize) -> Self {
-        Self { half_bytes: limit_bytes / 2, state: Mutex::new(State { young_bytes: 0, young: HashMap::new(), old: HashMap::new() }) }
+        Self {
+            half_bytes: limit_bytes / 2,
+            state: Mutex::new(State { young_bytes: 0, young: HashMap::new(), old: HashMap::new() }),
+        }
     }
 
     pub fn get(&self, key: &K) -> Option<Arc<V>> {

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
@@ -75,7 +75,12 @@ impl Repository {
     ///
     /// [`RepoError::Conflict`] when there is one already or the place holds something else. The descriptor is
     /// written last: an interrupted `init` leaves no repository and may be repeated.
-    pub async fn init(store: Arc<dyn ObjectStore>, secret: Option<&Secret>, capabilities: Capabilities, now_us: i64) -> Result<Self, RepoError> {
+    pub async fn init(
+        store: Arc<dyn ObjectStore>,
+        secret: Option<&Secret>,
+        capabilities: Capabilities,
+        now_us: i64,
+    ) -> Result<Self, RepoError> {
         let location = store.location();
         match store.head(layout::DESCRIPTOR).await {
             Ok(_) => return Err(RepoError::Conflict { what: location, reason: "there is a repository already".to_owned() }),
@@ -84,7 +89,10 @@ impl Repository {
         }
         let page = store.list("", None, 20).await?;
         if let Some(other) = page.objects.iter().find(|object| !object.key.starts_with(layout::KEY_BOXES)) {
-            return Err(RepoError::Conflict { what: location, reason: format!("the place is not empty: it holds {}", other.key) });
+            return Err(RepoError::Conflict {
+                what: location,
+                reason: format!("the place is not empty: it holds {}", other.key),
+            });
         }
         let repository = Uuid::new_v4();
         let master = match secret {
@@ -98,9 +106,18 @@ impl Repository {
             }
         };
         let encryption = if master.is_some() { Encryption::Aes256Gcm } else { Encryption::None };
-        let descriptor = Descriptor { format: FORMAT_NAME.to_owned(), version: FORMAT_VERSION, repository, created_at: now_us, encryption, capabilities };
+        let descriptor = Descriptor {
+            format: FORMAT_NAME.to_owned(),
+            version: FORMAT_VERSION,
+            repository,
+            created_at: now_us,
+            encryption,
+            capabilities,
+        };
         match store.put(layout::DESCRIPTOR, json(&descriptor), PutMode::Create).await {
-            Err(ObjectError::Conflict { .. }) => Err(RepoError::Conflict { what: location, reason: "somebody else made a repository there just now".to_owned() }),
+            Err(ObjectError::Conflict { .. }) => {
+                Err(RepoError::Conflict { what: location, reason: "somebody else made a repository there just now".to_owned() })
+            }
             Err(error) => Err(error.into()),
             Ok(_) => Ok(Self::with(store, descriptor, master)),
         }
@@ -110,7 +127,9 @@ impl Repository {
     pub async fn open(store: Arc<dyn ObjectStore>, secret: Option<&Secret>) -> Result<Self, RepoError> {
         let location = store.location();
         let bytes = match small_object(store.as_ref(), layout::DESCRIPTOR).await {
-            Err(RepoError::Object(ObjectError::NotFound { .. })) => return Err(RepoError::NotFound { what: format!("a repository at {location}") }),
+            Err(RepoError::Object(ObjectError::NotFound { .. })) => {
+                return Err(RepoError::NotFound { what: format!("a repository at {location}") });
+            }
             other => other?,
         };
         #[derive(Deserialize)]
@@ -125,7 +144,11 @@ impl Repository {
             return Err(wrong(format!("it says {:?}, not {FORMAT_NAME:?}", head.format)));
         }
         if head.version > FORMAT_VERSION {
-            return Err(RepoError::TooNew { object: layout::DESCRIPTOR.to_owned(), found: head.version, supported: FORMAT_VERSION });
+            return Err(RepoError::TooNew {
+                object: layout::DESCRIPTOR.to_owned(),
+                found: head.version,
+                supported: FORMAT_VERSION,
+            });
         }
         let descriptor: Descriptor = serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))?;
         let master = match (descriptor.encryption, secret) {
@@ -199,7 +222,10 @@ impl Repository {
     /// Adds a box that opens with `secret`, and reads it back before it says so.
     pub async fn add_key(&self, secret: &Secret, label: &str, now_us: i64) -> Result<Uuid, RepoError> {
         let Some(master) = &self.master else {
-            return Err(RepoError::Conflict { what: self.location(), reason: "it is not encrypted, so there is no key to keep".to_owned() });
+            return Err(RepoError::Conflict {
+                what: self.location(),
+                reason: "it is not encrypted, so there is no key to keep".to_owned(),
+            });
         };
         let (key, made) = key_box::make(self.descriptor.repository, master, secret, label, now_us)?;
         self.store.put(&key, json(&made), PutMode::Create).await?;
@@ -218,14 +244,25 @@ impl Repository {
             return Err(RepoError::NotFound { what: format!("key box {id}") });
         }
         if boxes.len() < 2 {
-            return Err(RepoError::Conflict { what: format!("key box {id}"), reason: "it is the last one: without it the repository can never be opened again".to_owned() });
+            return Err(RepoError::Conflict {
+                what: format!("key box {id}"),
+                reason: "it is the last one: without it the repository can never be opened again".to_owned(),
+            });
         }
         Ok(self.store.delete(&layout::key_box(id)).await?)
     }
 
     /// Seals `value` as JSON and stores it; returns its id and stored length.
-    pub(super) async fn put_sealed<T: Serialize + Sync>(&self, key: &str, kind: SealType, scope: &str, value: &T, mode: PutMode) -> Result<(BlockId, u64), RepoError> {
-        let plain = serde_json::to_vec(value).map_err(|error| RepoError::Refused { what: key.to_owned(), reason: error.to_string() })?;
+    pub(super) async fn put_sealed<T: Serialize + Sync>(
+        &self,
+        key: &str,
+        kind: SealType,
+        scope: &str,
+        value: &T,
+        mode: PutMode,
+    ) -> Result<(BlockId, u64), RepoError> {
+        let plain =
+            serde_json::to_vec(value).map_err(|error| RepoError::Refused { what: key.to_owned(), reason: error.to_string() })?;
         if plain.len() > MANIFEST_BYTES_MAX {
             return Err(RepoError::Refused { what: key.to_owned(), reason: "it is larger than 64 MiB".to_owned() });
         }
@@ -247,10 +284,17 @@ impl Repository {
     }
 
     /// Opens a sealed JSON object; returns it with its id.
-    pub(super) async fn get_sealed<T: DeserializeOwned>(&self, key: &str, kind: SealType, scope: &str) -> Result<(T, BlockId, usize), RepoError> {
+    pub(super) async fn get_sealed<T: DeserializeOwned>(
+        &self,
+        key: &str,
+        kind: SealType,
+        scope: &str,
+    ) -> Result<(T, BlockId, usize), RepoError> {
         let sealed = self.store.get(key, None).await?;
         let sealer = self.scope(scope);
-        let plain = sealer.open(kind, key.as_bytes(), &sealed, MANIFEST_BYTES_MAX, None).map_err(|error| RepoError::corrupt(key, error.to_string()))?;
+        let plain = sealer
+            .open(kind, key.as_bytes(), &sealed, MANIFEST_BYTES_MAX, None)
+            .map_err(|error| RepoError::corrupt(key, error.to_string()))?;
         Ok((parse(key, &plain)?, sealer.placed_id(kind, key.as_bytes(), &plain), plain.len()))
     }
 }

@@ -106,7 +106,8 @@ pub fn derive(context: &'static str, parts: &[&[u8]]) -> Zeroizing<[u8; 32]> {
 
 /// Fills `bytes` from the system's random source. The source failing is no state to go on in.
 pub fn random(bytes: &mut [u8]) -> Result<(), RepoError> {
-    getrandom::fill(bytes).map_err(|error| RepoError::Source { what: "the system's random source".to_owned(), reason: error.to_string() })
+    getrandom::fill(bytes)
+        .map_err(|error| RepoError::Source { what: "the system's random source".to_owned(), reason: error.to_string() })
 }
 
 fn aes_key(bytes: &[u8; 32]) -> LessSafeKey {
@@ -142,7 +143,8 @@ pub fn wrap(key: &[u8; 32], additional_data: &[u8], plain: &[u8]) -> Result<Vec<
 pub fn unwrap_box(key: &[u8; 32], additional_data: &[u8], sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
     let (nonce, rest) = sealed.split_first_chunk::<NONCE_BYTES>()?;
     let mut rest = Zeroizing::new(rest.to_vec());
-    let length = aes_key(key).open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(additional_data), &mut rest).ok()?.len();
+    let length =
+        aes_key(key).open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(additional_data), &mut rest).ok()?.len();
     rest.truncate(length);
     Some(rest)
 }
@@ -172,7 +174,8 @@ impl Sealer {
 
     fn naming_hasher(&self, kind: SealType) -> blake3::Hasher {
         let mut naming = lock(&self.naming);
-        let key = naming.entry(kind as u8).or_insert_with(|| derive("tintype 1 naming key", &[&self.scope_key[..], &[kind as u8]]));
+        let key =
+            naming.entry(kind as u8).or_insert_with(|| derive("tintype 1 naming key", &[&self.scope_key[..], &[kind as u8]]));
         blake3::Hasher::new_keyed(key)
     }
 
@@ -246,7 +249,14 @@ impl Sealer {
     }
 
     /// Opens sealed bytes. `plain_max` bounds what is allocated; `plain_exact` is what the referring record says.
-    pub fn open(&self, kind: SealType, place: &[u8], sealed: &[u8], plain_max: usize, plain_exact: Option<usize>) -> Result<Bytes, OpenError> {
+    pub fn open(
+        &self,
+        kind: SealType,
+        place: &[u8],
+        sealed: &[u8],
+        plain_max: usize,
+        plain_exact: Option<usize>,
+    ) -> Result<Bytes, OpenError> {
         let additional_data = self.additional_data(kind, place);
         let (mode, rest) = sealed.split_first().ok_or(OpenError::Malformed("it is empty"))?;
         match *mode {
@@ -263,14 +273,21 @@ impl Sealer {
             MODE_AES => {
                 let (id, rest) = rest.split_first_chunk::<16>().ok_or(OpenError::Malformed("it is too short"))?;
                 let (nonce, rest) = rest.split_first_chunk::<NONCE_BYTES>().ok_or(OpenError::Malformed("it is too short"))?;
-                let (cipher, tag) = rest.split_at_checked(rest.len().wrapping_sub(TAG_BYTES)).ok_or(OpenError::Malformed("it is too short"))?;
+                let (cipher, tag) =
+                    rest.split_at_checked(rest.len().wrapping_sub(TAG_BYTES)).ok_or(OpenError::Malformed("it is too short"))?;
                 // The stored form is at most a little longer than the plain one: nothing larger is worth decrypting.
                 if cipher.len() > plain_max + 1 {
                     return Err(OpenError::Malformed("it is longer than its kind allows"));
                 }
                 let mut body = vec![0u8; cipher.len()];
                 self.data_key(DataKeyId(*id))
-                    .open_separate_gather(Nonce::assume_unique_for_key(*nonce), Aad::from(additional_data), cipher, tag, &mut body)
+                    .open_separate_gather(
+                        Nonce::assume_unique_for_key(*nonce),
+                        Aad::from(additional_data),
+                        cipher,
+                        tag,
+                        &mut body,
+                    )
                     .map_err(|_| OpenError::NotAuthentic)?;
                 if body.first() == Some(&BODY_RAW) {
                     // The body itself becomes the result: no second copy of what was stored raw.
@@ -338,7 +355,8 @@ fn open_body(body: &[u8], plain_max: usize, plain_exact: Option<usize>) -> Resul
         }
         BODY_ZSTD => {
             let stated = zstd::zstd_safe::get_frame_content_size(rest).ok().flatten();
-            let stated = stated.and_then(|bytes| usize::try_from(bytes).ok()).ok_or(OpenError::Malformed("its length is not stated"))?;
+            let stated =
+                stated.and_then(|bytes| usize::try_from(bytes).ok()).ok_or(OpenError::Malformed("its length is not stated"))?;
             check_length(stated, plain_max, plain_exact)?;
             let plain = DECOMPRESSOR.with_borrow_mut(|slot| {
                 if slot.is_none() {
@@ -422,7 +440,10 @@ mod tests {
         let sealer = sealer(false);
         let sealed = sealer.seal(SealType::Mark, b"p", &vec![0u8; 1 << 20], Some(3)).expect("seals");
         assert!(sealed.len() < 1000);
-        assert_eq!(sealer.open(SealType::Mark, b"p", &sealed, 1000, None), Err(OpenError::Malformed("it is longer than its kind allows")));
+        assert_eq!(
+            sealer.open(SealType::Mark, b"p", &sealed, 1000, None),
+            Err(OpenError::Malformed("it is longer than its kind allows"))
+        );
     }
 
     #[test]

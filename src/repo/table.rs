@@ -60,7 +60,8 @@ pub fn decode(page: &[u8]) -> Result<Vec<Segment>, &'static str> {
     for _ in 0..pack_count {
         let [length] = take::<1>(&mut rest)?;
         let name = take_slice(&mut rest, usize::from(length))?;
-        let node = std::str::from_utf8(name).ok().and_then(|name| NodeName::new(name).ok()).ok_or("a node name is not allowed")?;
+        let node =
+            std::str::from_utf8(name).ok().and_then(|name| NodeName::new(name).ok()).ok_or("a node name is not allowed")?;
         packs.push(Arc::new(PackRef { node, pack: PackId(take::<16>(&mut rest)?) }));
     }
     let record_count = take_u32(&mut rest)?;
@@ -140,7 +141,8 @@ pub(super) mod tests {
 
     #[test]
     fn a_cut_table_is_refused_at_every_length() {
-        let page = encode(&[Segment::Block(extent("a", 1, 8)), Segment::Literal(b"xyz".to_vec()), Segment::Block(extent("b", 2, 9))]);
+        let page =
+            encode(&[Segment::Block(extent("a", 1, 8)), Segment::Literal(b"xyz".to_vec()), Segment::Block(extent("b", 2, 9))]);
         for length in 0..page.len() {
             assert!(decode(&page[..length]).is_err(), "{length}");
         }

@@ -55,7 +55,9 @@ fn noise(seed: u8, length: usize) -> Vec<u8> {
 }
 
 async fn begin(repository: &Arc<Repository>, uuid: SnapshotId, parent: Option<NodeTree>) -> NodeWriter {
-    let mut writer = NodeWriter::begin(repository.clone(), cluster(), node(), uuid, parent, WriterOptions::new(Some(-1), 2)).await.expect("begins");
+    let mut writer = NodeWriter::begin(repository.clone(), cluster(), node(), uuid, parent, WriterOptions::new(Some(-1), 2))
+        .await
+        .expect("begins");
     writer.add_directory(meta("")).expect("adds");
     writer
 }
@@ -75,13 +77,31 @@ async fn publish(repository: &Arc<Repository>, uuid: SnapshotId, receipt: &NodeR
         keys: None,
         totals: receipt.totals,
     };
-    let cut = CutRecord { kind: CutKind::None, consistent: Consistency::No, scope: "node".to_owned(), pause_us: 0, capture_us: 0, skew_us: 0 };
-    let publication =
-        Publication { uuid, cluster: cluster(), cut_at: Timestamp(NOW), store: "files".to_owned(), cut, nodes: vec![record], tags: BTreeMap::new() };
+    let cut = CutRecord {
+        kind: CutKind::None,
+        consistent: Consistency::No,
+        scope: "node".to_owned(),
+        pause_us: 0,
+        capture_us: 0,
+        skew_us: 0,
+    };
+    let publication = Publication {
+        uuid,
+        cluster: cluster(),
+        cut_at: Timestamp(NOW),
+        store: "files".to_owned(),
+        cut,
+        nodes: vec![record],
+        tags: BTreeMap::new(),
+    };
     repository.publish(publication, Timestamp(NOW)).await.expect("publishes").0
 }
 
-async fn snapshot(repository: &Arc<Repository>, parent: Option<NodeTree>, files: &[(&str, Vec<u8>)]) -> (ListedSnapshot, NodeReceipt) {
+async fn snapshot(
+    repository: &Arc<Repository>,
+    parent: Option<NodeTree>,
+    files: &[(&str, Vec<u8>)],
+) -> (ListedSnapshot, NodeReceipt) {
     let uuid = SnapshotId::new_v4();
     let mut writer = begin(repository, uuid, parent).await;
     for (name, content) in files {
@@ -103,7 +123,9 @@ async fn read(source: &dyn SnapshotSource, tree: &NodeTree, name: &str) -> Resul
         for segment in run.segments() {
             match segment {
                 Segment::Literal(bytes) => content.extend_from_slice(bytes),
-                Segment::Block(extent) => content.extend_from_slice(&source.read_blocks(tree, std::slice::from_ref(extent)).await?[0]),
+                Segment::Block(extent) => {
+                    content.extend_from_slice(&source.read_blocks(tree, std::slice::from_ref(extent)).await?[0])
+                }
             }
         }
     }
@@ -130,7 +152,13 @@ async fn what_was_stored_is_read_back_by_a_stranger() {
     assert_eq!(stranger.clusters().await.expect("lists"), [cluster()]);
     assert_eq!(stranger.snapshots(&cluster()).await.expect("lists"), std::slice::from_ref(&listed));
     let tree = tree(&stranger, &listed).await.expect("opens");
-    let names: Vec<_> = stranger.directory(&tree, &TreePath::root()).await.expect("lists").into_iter().map(|placed| placed.entry.path.to_string()).collect();
+    let names: Vec<_> = stranger
+        .directory(&tree, &TreePath::root())
+        .await
+        .expect("lists")
+        .into_iter()
+        .map(|placed| placed.entry.path.to_string())
+        .collect();
     assert_eq!(names, ["empty", "exact", "large", "tiny", "zeros"]);
     for (name, content) in samples() {
         assert!(read(&stranger, &tree, name).await.expect("reads") == content, "{name}");
@@ -180,14 +208,20 @@ async fn blocks_and_pages_that_are_stored_are_not_stored_again() {
 
 fn fingerprint(file: &std::fs::File, captured_ns: i64) -> Fingerprint {
     let meta = file.metadata().expect("stat");
-    Fingerprint { device: meta.dev(), inode: meta.ino(), modified_ns: meta.mtime() * 1_000_000_000 + meta.mtime_nsec(), captured_ns }
+    Fingerprint {
+        device: meta.dev(),
+        inode: meta.ino(),
+        modified_ns: meta.mtime() * 1_000_000_000 + meta.mtime_nsec(),
+        captured_ns,
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unchanged_file_is_not_read_and_an_appended_one_only_behind() {
     let repository = repository(&Arc::new(MemoryStore::default())).await;
     let directory = tempfile::tempdir().expect("a directory");
-    let mut file = std::fs::File::options().create_new(true).read(true).append(true).open(directory.path().join("aof")).expect("creates");
+    let mut file =
+        std::fs::File::options().create_new(true).read(true).append(true).open(directory.path().join("aof")).expect("creates");
     let block = SEQUENTIAL_BLOCK_BYTES as usize;
     let content = noise(3, 5 * block + 100);
     file.write_all(&content).expect("writes");
@@ -199,7 +233,10 @@ async fn an_unchanged_file_is_not_read_and_an_appended_one_only_behind() {
         let open = file.try_clone().expect("clones");
         let is_unchanged = writer.add_unchanged(&meta("aof"), length, &print).await.expect("compares");
         if !is_unchanged {
-            writer.add_file(meta("aof"), FileClass::AppendOnly, SEQUENTIAL_BLOCK_BYTES, open, length, Some(print)).await.expect("stores");
+            writer
+                .add_file(meta("aof"), FileClass::AppendOnly, SEQUENTIAL_BLOCK_BYTES, open, length, Some(print))
+                .await
+                .expect("stores");
         }
         let receipt = writer.finish().await.expect("finishes");
         (is_unchanged, publish(&repository, uuid, &receipt).await, receipt)
@@ -276,7 +313,8 @@ async fn a_flipped_bit_a_cut_a_swap_and_a_loss_of_any_object_are_noticed() {
                 if let Ok(tree) = tree(&stranger, snapshot).await {
                     for (name, _) in &files {
                         if let Ok(read) = read(&stranger, &tree, name).await {
-                            let right = [&files[0].1, &files[1].1, &noise(7, 300_000)].into_iter().any(|content| *content == read);
+                            let right =
+                                [&files[0].1, &files[1].1, &noise(7, 300_000)].into_iter().any(|content| *content == read);
                             assert!(right, "wrong bytes of {name} after a change of {key}");
                         }
                     }

@@ -20,7 +20,8 @@ pub(super) fn page_lengths(entries: &[TreeEntry]) -> Vec<usize> {
     let (mut count, mut bytes) = (0, 0);
     for entry in entries {
         let weight = weight(entry);
-        let ends_before = count >= ENTRIES_MAX || (count > 0 && bytes + weight > PAGE_BYTES) || (count >= ENTRIES_MIN && is_boundary(entry));
+        let ends_before =
+            count >= ENTRIES_MAX || (count > 0 && bytes + weight > PAGE_BYTES) || (count >= ENTRIES_MIN && is_boundary(entry));
         if ends_before {
             lengths.push(count);
             (count, bytes) = (0, 0);

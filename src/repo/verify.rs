@@ -106,7 +106,12 @@ fn finding(report: &mut VerifyReport, error: RepoError) -> Result<(), RepoError>
 impl Repository {
     /// Verifies one snapshot. Damage is in the report; an error means that the verification itself could not go on.
     /// `on_block` is called with the plain bytes of each block as it is proved.
-    pub async fn verify(&self, snapshot: &ListedSnapshot, depth: VerifyDepth, on_bytes: &(dyn Fn(u64) + Send + Sync)) -> Result<VerifyReport, RepoError> {
+    pub async fn verify(
+        &self,
+        snapshot: &ListedSnapshot,
+        depth: VerifyDepth,
+        on_bytes: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<VerifyReport, RepoError> {
         let mut report = VerifyReport::default();
         let manifest = match self.manifest(snapshot).await {
             Ok(manifest) => manifest,
@@ -136,18 +141,34 @@ impl Repository {
     }
 
     /// The predecessor that the manifest names must still be listed: nothing of this version takes snapshots away.
-    async fn verify_chain(&self, snapshot: &ListedSnapshot, manifest: &ClusterManifest, report: &mut VerifyReport) -> Result<(), RepoError> {
+    async fn verify_chain(
+        &self,
+        snapshot: &ListedSnapshot,
+        manifest: &ClusterManifest,
+        report: &mut VerifyReport,
+    ) -> Result<(), RepoError> {
         let Some(predecessor) = &manifest.predecessor else { return Ok(()) };
         let month = layout::month(&snapshot.cluster, predecessor.date);
         let listed = list_all(self.store().as_ref(), &month).await?;
-        let is_there = listed.iter().filter_map(|object| layout::parse_cluster_manifest(&snapshot.cluster, &object.key)).any(|other| other.uuid == predecessor.uuid);
+        let is_there = listed
+            .iter()
+            .filter_map(|object| layout::parse_cluster_manifest(&snapshot.cluster, &object.key))
+            .any(|other| other.uuid == predecessor.uuid);
         if !is_there {
-            report.problem(format!("snapshot {}/{}", snapshot.cluster, predecessor.date), "it is missing, though its successor names it");
+            report.problem(
+                format!("snapshot {}/{}", snapshot.cluster, predecessor.date),
+                "it is missing, though its successor names it",
+            );
         }
         Ok(())
     }
 
-    async fn verify_tree(&self, tree: &NodeTree, blocks: &mut HashMap<BlockId, Extent>, report: &mut VerifyReport) -> Result<(), RepoError> {
+    async fn verify_tree(
+        &self,
+        tree: &NodeTree,
+        blocks: &mut HashMap<BlockId, Extent>,
+        report: &mut VerifyReport,
+    ) -> Result<(), RepoError> {
         let cluster = &tree.manifest.cluster;
         let (mut files, mut bytes) = (0, 0);
         for reference in &tree.manifest.tree {
@@ -158,7 +179,8 @@ impl Repository {
                     continue;
                 }
             };
-            let shared = page.table.as_ref().map(|table| Arc::new(SharedTable { page: table.clone(), first: reference.first.clone() }));
+            let shared =
+                page.table.as_ref().map(|table| Arc::new(SharedTable { page: table.clone(), first: reference.first.clone() }));
             let shared_records = match &shared {
                 None => Vec::new(),
                 Some(shared) => match self.table_page(cluster, &table_place(&shared.first, None), &shared.page).await {
@@ -192,7 +214,9 @@ impl Repository {
                     if slice.start != size {
                         report.problem(entry.path.to_string(), "its table has a gap");
                     }
-                    let slice = (slice.first as usize).checked_add(slice.count as usize).and_then(|last| records.get(slice.first as usize..last));
+                    let slice = (slice.first as usize)
+                        .checked_add(slice.count as usize)
+                        .and_then(|last| records.get(slice.first as usize..last));
                     for segment in slice.unwrap_or_default() {
                         size += segment.plain_bytes();
                         if let Segment::Block(extent) = segment {
@@ -212,7 +236,12 @@ impl Repository {
         Ok(())
     }
 
-    async fn verify_packs(&self, cluster: &ClusterName, blocks: &HashMap<BlockId, Extent>, report: &mut VerifyReport) -> Result<(), RepoError> {
+    async fn verify_packs(
+        &self,
+        cluster: &ClusterName,
+        blocks: &HashMap<BlockId, Extent>,
+        report: &mut VerifyReport,
+    ) -> Result<(), RepoError> {
         let mut ends: HashMap<String, u64> = HashMap::new();
         for extent in blocks.values() {
             let end = ends.entry(Self::block_key(cluster, extent)).or_default();
@@ -222,7 +251,9 @@ impl Repository {
         let folders: BTreeSet<_> = blocks.values().map(|extent| layout::packs(cluster, &extent.pack.node)).collect();
         let mut sizes = HashMap::new();
         for folder in folders {
-            sizes.extend(list_all(self.store().as_ref(), &folder).await?.into_iter().map(|object| (object.key, object.size_bytes)));
+            sizes.extend(
+                list_all(self.store().as_ref(), &folder).await?.into_iter().map(|object| (object.key, object.size_bytes)),
+            );
         }
         for (key, end) in ends {
             match sizes.get(&key) {
@@ -234,7 +265,13 @@ impl Repository {
         Ok(())
     }
 
-    async fn verify_blocks(&self, tree: &NodeTree, blocks: HashMap<BlockId, Extent>, report: &mut VerifyReport, on_bytes: &(dyn Fn(u64) + Send + Sync)) -> Result<(), RepoError> {
+    async fn verify_blocks(
+        &self,
+        tree: &NodeTree,
+        blocks: HashMap<BlockId, Extent>,
+        report: &mut VerifyReport,
+        on_bytes: &(dyn Fn(u64) + Send + Sync),
+    ) -> Result<(), RepoError> {
         // In the order of storing, so that neighbours are read together.
         let mut extents: Vec<_> = blocks.into_values().collect();
         extents.sort_by(|a, b| (&a.pack, a.offset).cmp(&(&b.pack, b.offset)));
@@ -268,7 +305,13 @@ impl Repository {
     }
 
     /// Remembers that a snapshot was verified.
-    pub async fn mark_verified(&self, snapshot: &ListedSnapshot, depth: VerifyDepth, report: &VerifyReport, now: Timestamp) -> Result<(), RepoError> {
+    pub async fn mark_verified(
+        &self,
+        snapshot: &ListedSnapshot,
+        depth: VerifyDepth,
+        report: &VerifyReport,
+        now: Timestamp,
+    ) -> Result<(), RepoError> {
         let key = format!("{}verified.{}", layout::marks(&snapshot.cluster, snapshot.uuid), Uuid::now_v7());
         let mark = VerifiedMark { kind: "verified".to_owned(), at: now, depth, problems: report.problems.len() as u64 };
         self.put_sealed(&key, SealType::Mark, snapshot.cluster.as_str(), &mark, PutMode::Create).await?;

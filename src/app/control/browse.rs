@@ -48,7 +48,12 @@ async fn clusters(repository: &Repository) -> Result<Vec<Line>, Failure> {
     Ok(lines)
 }
 
-async fn snapshots(session: &Session, repository: &Repository, cluster: &ClusterName, is_long: bool) -> Result<Vec<Line>, Failure> {
+async fn snapshots(
+    session: &Session,
+    repository: &Repository,
+    cluster: &ClusterName,
+    is_long: bool,
+) -> Result<Vec<Line>, Failure> {
     let listed = repository.snapshots(cluster).await?;
     if listed.is_empty() {
         let name = SnapshotName { cluster: cluster.clone(), date: None, node: None, path: TreePath::root() };
@@ -58,11 +63,18 @@ async fn snapshots(session: &Session, repository: &Repository, cluster: &Cluster
     // Oldest first, like `ls` of the tree.
     for snapshot in listed.iter().rev() {
         let status = if snapshot.is_complete { "" } else { "  partial" };
-        let mut value = json!({"cluster": cluster, "date": snapshot.date, "uuid": snapshot.uuid, "complete": snapshot.is_complete});
+        let mut value =
+            json!({"cluster": cluster, "date": snapshot.date, "uuid": snapshot.uuid, "complete": snapshot.is_complete});
         let mut long = format!("{}  {}{status}", snapshot.date, snapshot.uuid);
         if is_long {
             let manifest = repository.manifest(snapshot).await?;
-            long = format!("{}  {:>10}  {:>2} nodes  {}{status}", snapshot.date, size(manifest.total_bytes()), manifest.nodes.len(), snapshot.uuid);
+            long = format!(
+                "{}  {:>10}  {:>2} nodes  {}{status}",
+                snapshot.date,
+                size(manifest.total_bytes()),
+                manifest.nodes.len(),
+                snapshot.uuid
+            );
             value["total_bytes"] = json!(manifest.total_bytes());
             value["nodes"] = json!(manifest.nodes.len());
         }
@@ -79,7 +91,11 @@ async fn nodes(session: &Session, repository: &Repository, name: &SnapshotName) 
             _ => format!("  {}", node.reason.as_deref().unwrap_or("not stored")),
         };
         let long = format!("{}  {:>10}  {} files{status}", node.name, size(node.totals.total_bytes), node.totals.files);
-        Line { short: node.name.to_string(), long, value: json!({"node": node.name, "status": node.status, "totals": node.totals}) }
+        Line {
+            short: node.name.to_string(),
+            long,
+            value: json!({"node": node.name, "status": node.status, "totals": node.totals}),
+        }
     };
     Ok(manifest.nodes.iter().map(line).collect())
 }
@@ -89,7 +105,8 @@ async fn files(session: &Session, repository: &Repository, name: &SnapshotName) 
     let node = name.node.as_ref().expect("the caller looked");
     let tree = open_node(repository, &manifest, node).await?;
     let Some(found) = repository.entry(&tree, &name.path).await? else {
-        return Err(Failure::new("not_found", format!("{}/{}/{node} has no {}", name.cluster, manifest.date, name.path)).hint("list its directory"));
+        return Err(Failure::new("not_found", format!("{}/{}/{node} has no {}", name.cluster, manifest.date, name.path))
+            .hint("list its directory"));
     };
     let entries = match found.entry.kind {
         FileKind::Directory => repository.directory(&tree, &name.path).await?,
@@ -99,10 +116,15 @@ async fn files(session: &Session, repository: &Repository, name: &SnapshotName) 
 }
 
 /// Opens a node, naming the others when there is no such one.
-pub async fn open_node(repository: &Repository, manifest: &Arc<ClusterManifest>, node: &crate::model::names::NodeName) -> Result<crate::repo::NodeTree, Failure> {
+pub async fn open_node(
+    repository: &Repository,
+    manifest: &Arc<ClusterManifest>,
+    node: &crate::model::names::NodeName,
+) -> Result<crate::repo::NodeTree, Failure> {
     if manifest.node(node).is_none() {
         let names: Vec<_> = manifest.nodes.iter().map(|node| node.name.to_string()).collect();
-        return Err(Failure::new("not_found", format!("{}/{} has no node {node}", manifest.cluster, manifest.date)).hint(format!("its nodes: {}", names.join(", "))));
+        return Err(Failure::new("not_found", format!("{}/{} has no node {node}", manifest.cluster, manifest.date))
+            .hint(format!("its nodes: {}", names.join(", "))));
     }
     Ok(repository.open_node(manifest, node).await?)
 }
@@ -126,7 +148,11 @@ fn file_line(entry: &TreeEntry) -> Line {
         entry.size_bytes()
     );
     let suffix = if entry.kind == FileKind::Directory { "/" } else { "" };
-    Line { short: format!("{name}{suffix}"), long, value: json!({"path": entry.path, "kind": entry.kind, "size_bytes": entry.size_bytes(), "mode": entry.mode, "modified_ns": entry.modified_ns}) }
+    Line {
+        short: format!("{name}{suffix}"),
+        long,
+        value: json!({"path": entry.path, "kind": entry.kind, "size_bytes": entry.size_bytes(), "mode": entry.mode, "modified_ns": entry.modified_ns}),
+    }
 }
 
 /// Shows a manifest.
@@ -153,7 +179,15 @@ fn people(manifest: &ClusterManifest) -> String {
     let word = |value: &dyn std::fmt::Debug| format!("{value:?}").to_lowercase();
     let mut text = format!("{}/{}  {}\n", manifest.cluster, manifest.date, manifest.uuid);
     text.push_str(&format!("status    {}\n", word(&manifest.status)));
-    text.push_str(&format!("cut       {}, consistent: {} ({}); paused {}, forks {}, skew {}\n", manifest.cut_at, word(&cut.consistent), cut.scope, micros(cut.pause_us), micros(cut.capture_us), micros(cut.skew_us)));
+    text.push_str(&format!(
+        "cut       {}, consistent: {} ({}); paused {}, forks {}, skew {}\n",
+        manifest.cut_at,
+        word(&cut.consistent),
+        cut.scope,
+        micros(cut.pause_us),
+        micros(cut.capture_us),
+        micros(cut.skew_us)
+    ));
     text.push_str(&format!("size      {}\n", size(manifest.total_bytes())));
     if let Some(before) = &manifest.predecessor {
         text.push_str(&format!("after     {}\n", before.date));
@@ -163,7 +197,10 @@ fn people(manifest: &ClusterManifest) -> String {
     }
     for node in &manifest.nodes {
         let description = &node.description;
-        text.push_str(&format!("node      {}  {} {} {}  {}\n", node.name, description.store, description.version, description.role, description.address));
+        text.push_str(&format!(
+            "node      {}  {} {} {}  {}\n",
+            node.name, description.store, description.version, description.role, description.address
+        ));
         if let Some(reason) = &node.reason {
             text.push_str(&format!("          not stored: {reason}\n"));
             continue;
@@ -176,9 +213,17 @@ fn people(manifest: &ClusterManifest) -> String {
             text.push_str(&format!("          replication {} at {}\n", replication.id, replication.offset));
         }
         if let Some(keys) = &node.keys {
-            text.push_str(&format!("          {} keys, {} of them expired at the cut, {} with an expiry\n", keys.total, keys.expired, keys.volatile));
+            text.push_str(&format!(
+                "          {} keys, {} of them expired at the cut, {} with an expiry\n",
+                keys.total, keys.expired, keys.volatile
+            ));
         }
-        text.push_str(&format!("          {} files, {}, new {}\n", node.totals.files, size(node.totals.total_bytes), size(node.totals.new_bytes)));
+        text.push_str(&format!(
+            "          {} files, {}, new {}\n",
+            node.totals.files,
+            size(node.totals.total_bytes),
+            size(node.totals.new_bytes)
+        ));
         text.push_str(&format!("          proof: {} ({})\n", node.proof.kind, node.proof.checks.join(", ")));
     }
     text

@@ -28,11 +28,15 @@ pub async fn run(session: &Session, args: DiffArgs) -> Result<Exit, Failure> {
     for (key, old) in &before {
         match after.get(key) {
             None => changes.push((key, "removed", -i128::from(old.size_bytes()))),
-            Some(new) if is_changed(old, new) => changes.push((key, "changed", i128::from(new.size_bytes()) - i128::from(old.size_bytes()))),
+            Some(new) if is_changed(old, new) => {
+                changes.push((key, "changed", i128::from(new.size_bytes()) - i128::from(old.size_bytes())))
+            }
             Some(_) => {}
         }
     }
-    changes.extend(after.iter().filter(|(key, _)| !before.contains_key(*key)).map(|(key, new)| (key, "added", i128::from(new.size_bytes()))));
+    changes.extend(
+        after.iter().filter(|(key, _)| !before.contains_key(*key)).map(|(key, new)| (key, "added", i128::from(new.size_bytes()))),
+    );
     changes.sort();
     let mut text = String::new();
     for ((node, path), what, bytes) in &changes {
@@ -42,7 +46,10 @@ pub async fn run(session: &Session, args: DiffArgs) -> Result<Exit, Failure> {
             _ => '~',
         };
         let grown = if *bytes < 0 { "-" } else { "+" };
-        text.push_str(&format!("{sign} {node}/{path}  {grown}{}\n", size(u64::try_from(bytes.unsigned_abs()).unwrap_or(u64::MAX))));
+        text.push_str(&format!(
+            "{sign} {node}/{path}  {grown}{}\n",
+            size(u64::try_from(bytes.unsigned_abs()).unwrap_or(u64::MAX))
+        ));
     }
     if changes.is_empty() {
         text.push_str("no differences\n");

@@ -1,5 +1,6 @@
 //! `tintype doctor`: one line for each thing that a snapshot or a mount needs, with the fix.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
@@ -7,6 +8,7 @@ use serde_json::json;
 use super::super::control_args::{DoctorArgs, SourceArgs};
 use super::super::failure::{Exit, Failure};
 use super::super::wiring::{ClusterNode, Session};
+use crate::base::Clock;
 use crate::driver::redis::RIGHTS;
 use crate::model::names::ClusterName;
 use crate::object::probe;
@@ -20,7 +22,10 @@ struct Check {
 
 /// Checks everything that it can; exit 1 when something is wrong.
 pub async fn run(session: &Session, args: DoctorArgs) -> Result<Exit, Failure> {
-    let mut checks = vec![Check { name: "configuration".to_owned(), outcome: Ok(session.config_path.as_ref().map_or("none, which is fine".to_owned(), |path| path.display().to_string())) }];
+    let mut checks = vec![Check {
+        name: "configuration".to_owned(),
+        outcome: Ok(session.config_path.as_ref().map_or("none, which is fine".to_owned(), |path| path.display().to_string())),
+    }];
     checks.extend(repository(session).await);
     checks.extend(clusters(session, &args.source).await);
     checks.push(fuse());
@@ -53,15 +58,24 @@ async fn repository(session: &Session) -> Vec<Check> {
     };
     let mut checks = vec![check("repository", Ok(opened.location()))];
     let recorded = opened.descriptor().capabilities;
-    checks.push(check("object store", match probe(opened.store().as_ref()).await {
-        Err(error) => Err(error.into()),
-        Ok(now) if now == recorded => Ok("can be written, read and listed, and does what it did at init".to_owned()),
-        Ok(now) => Err(Failure::new("capabilities", format!("it behaves differently than at init: {recorded:?} became {now:?}")).hint("find out what changed in the store before the next snapshot")),
-    }));
-    checks.push(check("snapshots", match opened.clusters().await {
-        Ok(clusters) => Ok(format!("{} clusters are stored", clusters.len())),
-        Err(error) => Err(error.into()),
-    }));
+    checks.push(check(
+        "object store",
+        match probe(opened.store().as_ref()).await {
+            Err(error) => Err(error.into()),
+            Ok(now) if now == recorded => Ok("can be written, read and listed, and does what it did at init".to_owned()),
+            Ok(now) => {
+                Err(Failure::new("capabilities", format!("it behaves differently than at init: {recorded:?} became {now:?}"))
+                    .hint("find out what changed in the store before the next snapshot"))
+            }
+        },
+    ));
+    checks.push(check(
+        "snapshots",
+        match opened.clusters().await {
+            Ok(clusters) => Ok(format!("{} clusters are stored", clusters.len())),
+            Err(error) => Err(error.into()),
+        },
+    ));
     checks
 }
 
@@ -76,7 +90,7 @@ async fn clusters(session: &Session, source: &SourceArgs) -> Vec<Check> {
             Err(failure) => checks.push(Check { name: format!("cluster {name}"), outcome: Err(failure) }),
             Ok((_, nodes)) => {
                 for found in nodes {
-                    checks.push(Check { name: format!("node {}", found.name), outcome: node(&found).await });
+                    checks.push(Check { name: format!("node {}", found.name), outcome: node(&found, &session.clock).await });
                 }
             }
         }
@@ -85,8 +99,8 @@ async fn clusters(session: &Session, source: &SourceArgs) -> Vec<Check> {
 }
 
 /// Everything that a snapshot does before it pauses anything.
-async fn node(node: &ClusterNode) -> Result<String, Failure> {
-    let mut driver = node.driver()?;
+async fn node(node: &ClusterNode, clock: &Arc<dyn Clock>) -> Result<String, Failure> {
+    let mut driver = node.driver(clock)?;
     let described = driver.describe().await;
     let prepared = match &described {
         Ok(_) => driver.prepare(Duration::from_secs(2), Duration::from_secs(1)).await,
@@ -96,7 +110,11 @@ async fn node(node: &ClusterNode) -> Result<String, Failure> {
     let with_rights = |error: crate::driver::DriverError| {
         let is_denied = matches!(error, crate::driver::DriverError::Denied { .. });
         let failure = Failure::from(error);
-        if is_denied && node.redis.is_some() { failure.hint(format!("ACL SETUSER tintype on >PASSWORD {RIGHTS}")) } else { failure }
+        if is_denied && node.redis.is_some() {
+            failure.hint(format!("ACL SETUSER tintype on >PASSWORD {RIGHTS}"))
+        } else {
+            failure
+        }
     };
     let description = described.map_err(with_rights)?;
     prepared.map_err(with_rights)?;
@@ -106,7 +124,9 @@ async fn node(node: &ClusterNode) -> Result<String, Failure> {
 fn fuse() -> Check {
     let outcome = match std::fs::File::options().read(true).write(true).open("/dev/fuse") {
         Ok(_) => Ok("/dev/fuse can be opened".to_owned()),
-        Err(error) => Err(Failure::new("fuse", format!("/dev/fuse: {error}")).hint("apt-get install fuse3; modprobe fuse; in a container give it /dev/fuse and CAP_SYS_ADMIN (only the mount needs it)")),
+        Err(error) => Err(Failure::new("fuse", format!("/dev/fuse: {error}")).hint(
+            "apt-get install fuse3; modprobe fuse; in a container give it /dev/fuse and CAP_SYS_ADMIN (only the mount needs it)",
+        )),
     };
     Check { name: "mount".to_owned(), outcome }
 }

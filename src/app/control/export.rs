@@ -29,7 +29,9 @@ pub async fn run(session: &Session, args: ExportArgs) -> Result<Exit, Failure> {
     }
     let repository = session.repository().await?;
     let (name, listed) = session.find(repository.as_ref(), &args.source).await?;
-    let node = name.node.as_ref().ok_or_else(|| Failure::usage("no node was named").hint("say CLUSTER/DATE/NODE; `tintype list CLUSTER/DATE` shows the nodes"))?;
+    let node = name.node.as_ref().ok_or_else(|| {
+        Failure::usage("no node was named").hint("say CLUSTER/DATE/NODE; `tintype list CLUSTER/DATE` shows the nodes")
+    })?;
     let manifest = repository.manifest(&listed).await?;
     let tree = open_node(&repository, &manifest, node).await?;
     let mut tar = tar::Builder::new(BufWriter::with_capacity(1 << 20, std::io::stdout().lock()));
@@ -50,7 +52,12 @@ fn broken_pipe(error: std::io::Error) -> Failure {
     Failure::new("output", format!("standard output: {error}")).hint("the tar is not whole; run it again")
 }
 
-async fn write_entry<W: Write>(repository: &Arc<Repository>, tree: &NodeTree, placed: &PlacedEntry, tar: &mut tar::Builder<W>) -> Result<(), Failure> {
+async fn write_entry<W: Write>(
+    repository: &Arc<Repository>,
+    tree: &NodeTree,
+    placed: &PlacedEntry,
+    tar: &mut tar::Builder<W>,
+) -> Result<(), Failure> {
     let entry = &placed.entry;
     let mut header = header(entry);
     let path = entry.path.to_path_buf();
@@ -95,14 +102,22 @@ fn header(entry: &TreeEntry) -> tar::Header {
 }
 
 /// Sends the content of a file in order; ends early when nobody reads any more.
-async fn fetch(repository: Arc<Repository>, tree: NodeTree, placed: PlacedEntry, sender: SyncSender<Bytes>) -> Result<(), RepoError> {
+async fn fetch(
+    repository: Arc<Repository>,
+    tree: NodeTree,
+    placed: PlacedEntry,
+    sender: SyncSender<Bytes>,
+) -> Result<(), RepoError> {
     let mut offset = 0;
     while let Some(run) = repository.segments(&tree, &placed, offset).await? {
         let batches = run.segments().chunks(BATCH).map(|batch| {
             let (repository, tree) = (repository.clone(), tree.clone());
             let batch = batch.to_vec();
             async move {
-                let extents: Vec<Extent> = batch.iter().filter_map(|segment| if let Segment::Block(extent) = segment { Some(extent.clone()) } else { None }).collect();
+                let extents: Vec<Extent> = batch
+                    .iter()
+                    .filter_map(|segment| if let Segment::Block(extent) = segment { Some(extent.clone()) } else { None })
+                    .collect();
                 let mut blocks = repository.read_blocks(&tree, &extents).await?.into_iter();
                 let plain = batch.into_iter().filter_map(|segment| match segment {
                     Segment::Block(_) => blocks.next(),

@@ -13,7 +13,9 @@ pub async fn run(session: &Session, args: InitArgs) -> Result<Exit, Failure> {
     let secret = session.secret()?;
     let secret: Option<&Secret> = match (&secret, args.no_encryption) {
         (Some(_), true) => {
-            return Err(Failure::usage("--no-encryption was said, but a passphrase or key file was given").hint("leave one of them out"));
+            return Err(
+                Failure::usage("--no-encryption was said, but a passphrase or key file was given").hint("leave one of them out")
+            );
         }
         (None, false) => {
             let hint = "write a passphrase into a file (umask 077) and say --password-file FILE, or decide for --no-encryption";

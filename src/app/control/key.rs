@@ -15,9 +15,15 @@ pub async fn run(session: &Session, args: KeyArgs) -> Result<Exit, Failure> {
     match args.action {
         KeyAction::List => {
             let boxes = repository.key_boxes().await?;
-            let line = |entry: &crate::repo::KeyBoxEntry| format!("{}  {:<10}  {}  {}\n", entry.id, entry.kind, Timestamp(entry.created_at), entry.label);
-            let text = if boxes.is_empty() { "the repository is not encrypted\n".to_owned() } else { boxes.iter().map(line).collect() };
-            let value: Vec<_> = boxes.iter().map(|entry| json!({"id": entry.id, "kind": entry.kind, "label": entry.label, "created_at": entry.created_at})).collect();
+            let line = |entry: &crate::repo::KeyBoxEntry| {
+                format!("{}  {:<10}  {}  {}\n", entry.id, entry.kind, Timestamp(entry.created_at), entry.label)
+            };
+            let text =
+                if boxes.is_empty() { "the repository is not encrypted\n".to_owned() } else { boxes.iter().map(line).collect() };
+            let value: Vec<_> = boxes
+                .iter()
+                .map(|entry| json!({"id": entry.id, "kind": entry.kind, "label": entry.label, "created_at": entry.created_at}))
+                .collect();
             session.output.result(&text, &json!({"keys": value}));
         }
         KeyAction::Add { new_password_file, new_key_file, label } => {
@@ -32,9 +38,15 @@ pub async fn run(session: &Session, args: KeyArgs) -> Result<Exit, Failure> {
         KeyAction::Remove { id, yes } => {
             let boxes = repository.key_boxes().await?;
             let entry = boxes.iter().find(|entry| entry.id == id);
-            let entry = entry.ok_or_else(|| Failure::new("not_found", format!("there is no key box {id}")).hint("see `tintype key list`"))?;
+            let entry = entry
+                .ok_or_else(|| Failure::new("not_found", format!("there is no key box {id}")).hint("see `tintype key list`"))?;
             if !yes {
-                let text = format!("would remove key box {id} ({} {:?}); {} would be left\nnext: say it again with --yes\n", entry.kind, entry.label, boxes.len() - 1);
+                let text = format!(
+                    "would remove key box {id} ({} {:?}); {} would be left\nnext: say it again with --yes\n",
+                    entry.kind,
+                    entry.label,
+                    boxes.len() - 1
+                );
                 session.output.result(&text, &json!({"would_remove": id}));
                 return Ok(Exit::Nothing);
             }

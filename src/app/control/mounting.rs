@@ -25,7 +25,10 @@ pub async fn mount(session: &Session, args: MountArgs) -> Result<Exit, Failure> 
     let (reader, writer) = std::io::pipe().map_err(|error| Failure::new("system", format!("a pipe: {error}")))?;
     // The daemon says on its standard output, once, whether it serves.
     command.stdin(Stdio::null()).stdout(OwnedFd::from(writer)).stderr(log_file(session));
-    let child = command.spawn().map_err(|error| Failure::new("system", format!("{}: {error}", command.get_program().to_string_lossy())).hint("is tintyped installed beside tintype?"))?;
+    let child = command.spawn().map_err(|error| {
+        Failure::new("system", format!("{}: {error}", command.get_program().to_string_lossy()))
+            .hint("is tintyped installed beside tintype?")
+    })?;
     let process = child.id();
     // Our copy of the writing end must go, or a dead daemon would never be noticed.
     drop(command);
@@ -40,9 +43,14 @@ pub async fn mount(session: &Session, args: MountArgs) -> Result<Exit, Failure> 
             session.output.result(&text, &json!({"mountpoint": mountpoint, "process": process}));
             Ok(Exit::Done)
         }
-        "" => Err(Failure::new("mount", "the daemon ended without a word").hint(format!("run it in the foreground: tintype mount --foreground {}", mountpoint.display()))),
+        "" => Err(Failure::new("mount", "the daemon ended without a word")
+            .hint(format!("run it in the foreground: tintype mount --foreground {}", mountpoint.display()))),
         said => {
-            let (message, hint) = said.strip_prefix("error: ").unwrap_or(said).rsplit_once("; ").map_or((said, None), |(message, hint)| (message, Some(hint)));
+            let (message, hint) = said
+                .strip_prefix("error: ")
+                .unwrap_or(said)
+                .rsplit_once("; ")
+                .map_or((said, None), |(message, hint)| (message, Some(hint)));
             let failure = Failure::new("mount", message.strip_prefix("error: ").unwrap_or(message));
             Err(match hint {
                 Some(hint) => failure.hint(hint),
@@ -107,7 +115,9 @@ fn log_file(session: &Session) -> Stdio {
 /// Unmounts, whatever is stuck.
 pub async fn unmount(session: &Session, args: UnmountArgs) -> Result<Exit, Failure> {
     let mountpoint = args.mountpoint.clone();
-    let done = tokio::task::spawn_blocking(move || mount::unmount(&mountpoint)).await.map_err(|error| Failure::new("internal", error.to_string()))??;
+    let done = tokio::task::spawn_blocking(move || mount::unmount(&mountpoint))
+        .await
+        .map_err(|error| Failure::new("internal", error.to_string()))??;
     let text = match done.was_forced {
         false => format!("{} is unmounted\n", args.mountpoint.display()),
         true => format!("{} is unmounted; it was in use, and what was open in it fails\n", args.mountpoint.display()),

@@ -16,7 +16,8 @@ pub async fn run(session: &Session, args: SetupArgs) -> Result<Exit, Failure> {
     let cluster = ClusterName::new(args.cluster.clone())?;
     let path = args.output.clone().map_or_else(default_path, Ok)?;
     if path.exists() {
-        return Err(Failure::new("conflict", format!("{}: is already there", path.display())).hint("edit it, move it away, or say --output"));
+        return Err(Failure::new("conflict", format!("{}: is already there", path.display()))
+            .hint("edit it, move it away, or say --output"));
     }
     let source = SourceArgs { redis: vec![args.address.clone()], ..SourceArgs::default() };
     let (_, nodes) = session.nodes(&cluster, &source, None).await?;
@@ -50,7 +51,10 @@ pub async fn run(session: &Session, args: SetupArgs) -> Result<Exit, Failure> {
     let mut report = format!("wrote {} for {} nodes of {cluster}\n", path.display(), nodes.len());
     let config = if args.output.is_some() { format!(" --config {}", path.display()) } else { String::new() };
     report.push_str(&format!("next: tintype{config} doctor; tintype{config} init; tintype{config} snapshot {cluster}\n"));
-    session.output.result(&report, &json!({"path": path, "cluster": cluster, "nodes": nodes.iter().map(|node| node.name.to_string()).collect::<Vec<_>>()}));
+    session.output.result(
+        &report,
+        &json!({"path": path, "cluster": cluster, "nodes": nodes.iter().map(|node| node.name.to_string()).collect::<Vec<_>>()}),
+    );
     Ok(Exit::Done)
 }
 

@@ -62,7 +62,7 @@ pub async fn run(session: &Session, args: SnapshotArgs) -> Result<Exit, Failure>
             parent: parents.of(&node.name).await?,
             options: writing.clone(),
         };
-        services.push(Box::new(LocalNode::new(node.driver()?, capture)));
+        services.push(Box::new(LocalNode::new(node.driver(&session.clock)?, capture)));
     }
     session.output.note(&format!("snapshot {uuid} of {cluster}: {} nodes", nodes.len()));
     let bar = session.output.bar("preparing");
@@ -119,7 +119,8 @@ fn parse_tags(tags: &[String]) -> Result<BTreeMap<String, String>, Failure> {
 fn chosen(cluster: &ClusterName, nodes: Vec<ClusterNode>, names: &[String]) -> Result<Vec<ClusterNode>, Failure> {
     if let Some(unknown) = names.iter().find(|name| !nodes.iter().any(|node| node.name.as_str() == *name)) {
         let known: Vec<_> = nodes.iter().map(|node| node.name.to_string()).collect();
-        return Err(Failure::new("not_found", format!("{cluster} has no node {unknown}")).hint(format!("its nodes: {}", known.join(", "))));
+        return Err(Failure::new("not_found", format!("{cluster} has no node {unknown}"))
+            .hint(format!("its nodes: {}", known.join(", "))));
     }
     Ok(nodes.into_iter().filter(|node| names.is_empty() || names.iter().any(|name| node.name.as_str() == name)).collect())
 }
@@ -163,7 +164,8 @@ impl Parents {
 fn report(session: &Session, published: &PublishedSnapshot) -> Result<Exit, Failure> {
     let (manifest, listed) = (&published.manifest, &published.listed);
     let cut = &manifest.cut;
-    let sum = |part: fn(&crate::model::manifest::NodeTotals) -> u64| manifest.nodes.iter().map(|node| part(&node.totals)).sum::<u64>();
+    let sum =
+        |part: fn(&crate::model::manifest::NodeTotals) -> u64| manifest.nodes.iter().map(|node| part(&node.totals)).sum::<u64>();
     let (new, stored) = (sum(|totals| totals.new_bytes), sum(|totals| totals.stored_bytes));
     let mut text = format!("{}/{}\n", listed.cluster, listed.date);
     let agreement = match cut.consistent {
@@ -172,7 +174,12 @@ fn report(session: &Session, published: &PublishedSnapshot) -> Result<Exit, Fail
         Consistency::No if manifest.nodes.len() == 1 => "one node, not frozen".to_owned(),
         Consistency::No => "the nodes are not of one instant".to_owned(),
     };
-    text.push_str(&format!("  cut     {agreement}; writes paused {}, forks {}, skew {}\n", micros(cut.pause_us), micros(cut.capture_us), micros(cut.skew_us)));
+    text.push_str(&format!(
+        "  cut     {agreement}; writes paused {}, forks {}, skew {}\n",
+        micros(cut.pause_us),
+        micros(cut.capture_us),
+        micros(cut.skew_us)
+    ));
     text.push_str(&format!("  size    {}, new {}, stored {}\n", size(manifest.total_bytes()), size(new), size(stored)));
     for node in manifest.nodes.iter().filter(|node| node.status != NodeStatus::Completed) {
         text.push_str(&format!("  {}: {}\n", node.name, node.reason.as_deref().unwrap_or("not stored")));

@@ -55,15 +55,23 @@ async fn unfinished(session: &Session, repository: &Repository, uuid: SnapshotId
     for cluster in repository.clusters().await?.into_iter().chain(session.config.clusters.keys().cloned()) {
         if let Some(listed) = repository.snapshots(&cluster).await?.into_iter().find(|listed| listed.uuid == uuid) {
             let text = format!("{cluster} {uuid}  completed\n  published as {cluster}/{}\n", listed.date);
-            session.output.result(&text, &json!({"uuid": uuid, "cluster": cluster, "date": listed.date, "status": "completed", "nodes": {}}));
+            session.output.result(
+                &text,
+                &json!({"uuid": uuid, "cluster": cluster, "date": listed.date, "status": "completed", "nodes": {}}),
+            );
             return Ok(Exit::Done);
         }
         if let Some(intent) = repository.intents(&cluster).await?.into_iter().find(|intent| intent.uuid == uuid) {
             let is_alive = intent.is_alive(session.now());
             let status = if is_alive { "processing" } else { "failed" };
             let reason = (!is_alive).then(|| format!("process {} on {} died", intent.process, intent.host));
-            let text = format!("{cluster} {uuid}  {status}\n  since {} by process {} on {}\n", intent.started_at, intent.process, intent.host);
-            session.output.result(&text, &json!({"uuid": uuid, "cluster": cluster, "status": status, "reason": reason, "nodes": {}}));
+            let text = format!(
+                "{cluster} {uuid}  {status}\n  since {} by process {} on {}\n",
+                intent.started_at, intent.process, intent.host
+            );
+            session
+                .output
+                .result(&text, &json!({"uuid": uuid, "cluster": cluster, "status": status, "reason": reason, "nodes": {}}));
             return Ok(if is_alive { Exit::Done } else { Exit::Failed });
         }
     }

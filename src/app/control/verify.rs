@@ -29,7 +29,15 @@ pub async fn run(session: &Session, args: VerifyArgs) -> Result<Exit, Failure> {
         bar.finish_and_clear();
         repository.mark_verified(listed, depth, &report, session.now()).await?;
         let verdict = if report.problems.is_empty() { "whole" } else { "DAMAGED" };
-        let line = format!("{}/{}  {verdict}: {} files, {} blocks, {} packs, {} compared\n", listed.cluster, listed.date, report.files, report.blocks, report.packs, size(report.hashed_bytes));
+        let line = format!(
+            "{}/{}  {verdict}: {} files, {} blocks, {} packs, {} compared\n",
+            listed.cluster,
+            listed.date,
+            report.files,
+            report.blocks,
+            report.packs,
+            size(report.hashed_bytes)
+        );
         text.push_str(&line);
         for problem in &report.problems {
             text.push_str(&format!("  {}: {}\n", problem.what, problem.reason));
