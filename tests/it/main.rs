@@ -1,3 +1,4 @@
-//! The integration tests: real servers, the real kernel.
+//! The integration tests: real servers, the real kernel, the independent reader.
 
-fn main() {}
+mod golden;
+mod reader;
