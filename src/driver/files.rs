@@ -1,1 +1,0 @@
-//! A plain directory on this host as a node.
