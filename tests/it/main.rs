@@ -1,6 +1,8 @@
-//! The integration tests: real servers, the real kernel. One binary, so that linking happens once.
+//! The integration tests: real servers, the real kernel, the independent reader. One binary, so that linking happens once.
 
+mod golden;
 mod mount;
 mod object_store;
+mod reader;
 mod redis_driver;
 mod support;
