@@ -11,6 +11,8 @@ use super::names::NodeName;
 pub const BLOCK_BYTES_MAX: u32 = 8 * 1024 * 1024;
 /// Largest stored length of a whole pack; one PUT each.
 pub const PACK_BYTES_MAX: u32 = 32 * 1024 * 1024;
+/// What sealing adds at most to the plain bytes of a block: form, data key, nonce, tag and the body's own form.
+const SEAL_BYTES_MAX: u64 = 1 + 16 + 12 + 16 + 1;
 /// Block size of files that are read from end to end.
 pub const SEQUENTIAL_BLOCK_BYTES: u32 = 1024 * 1024;
 /// Block size of files that are read at random.
@@ -60,6 +62,8 @@ impl Extent {
             Some("a block is larger than 8 MiB")
         } else if self.end() > u64::from(PACK_BYTES_MAX) {
             Some("a block ends behind the largest pack")
+        } else if u64::from(self.stored_bytes) > u64::from(self.plain_bytes) + SEAL_BYTES_MAX {
+            Some("a block is stored in more bytes than its seal can add")
         } else if self.stored_bytes == 0 {
             Some("a block is stored in no bytes")
         } else {
