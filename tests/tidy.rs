@@ -270,17 +270,35 @@ fn arrows(file: &str, source: &str) -> BTreeSet<String> {
     arrows
 }
 
-fn arrow_faults(file: &str, source: &str) -> Vec<String> {
+/// What a module may import, and for tests also what those may: a reader's tests need a store to read from.
+fn allowed(module: &str, is_test: bool) -> Option<BTreeSet<&'static str>> {
+    let direct = |module: &str| MAY_IMPORT.iter().find(|(name, _)| *name == module).map(|(_, may)| may.iter().copied());
+    let mut allowed: BTreeSet<&str> = direct(module)?.collect();
+    let depth = if is_test { MAY_IMPORT.len() } else { 0 };
+    for _ in 0..depth {
+        let below: Vec<&str> = allowed.iter().filter_map(|name| direct(name)).flatten().collect();
+        allowed.extend(below);
+    }
+    Some(allowed)
+}
+
+fn arrow_faults(file: &str, source: &str, is_test: bool) -> Vec<String> {
     let module = module_path(file)[0];
-    let Some((_, allowed)) = MAY_IMPORT.iter().find(|(name, _)| *name == module) else {
-        return vec![format!("src/{file}: the module {module} is not in the table of tests/tidy.rs")];
-    };
-    let is_excepted = |target: &str| EXCEPTIONS.iter().any(|(from, to, _)| *from == file && *to == target);
-    arrows(file, source)
-        .into_iter()
-        .filter(|target| !allowed.contains(&target.as_str()) && !is_excepted(target))
-        .map(|target| format!("src/{file}: {module} → {target} is not allowed; {module} may import {allowed:?}"))
-        .collect()
+    let at = source.lines().take(production_lines(source)).map(|line| line.len() + 1).sum::<usize>().min(source.len());
+    let mut faults = Vec::new();
+    for (part, is_test) in [(&source[..at], is_test), (&source[at..], true)] {
+        let Some(allowed) = allowed(module, is_test) else {
+            return vec![format!("src/{file}: the module {module} is not in the table of tests/tidy.rs")];
+        };
+        let is_excepted = |target: &str| EXCEPTIONS.iter().any(|(from, to, _)| *from == file && *to == target);
+        faults.extend(
+            arrows(file, part)
+                .into_iter()
+                .filter(|target| !allowed.contains(target.as_str()) && !is_excepted(target))
+                .map(|target| format!("src/{file}: {module} → {target} is not allowed; {module} may import {allowed:?}")),
+        );
+    }
+    faults
 }
 
 fn third_party_faults(file: &str, source: &str) -> Vec<String> {
@@ -300,11 +318,33 @@ fn production_lines(source: &str) -> usize {
     lines.windows(2).position(is_tests).unwrap_or(lines.len())
 }
 
-/// Names of the files that exist for tests alone: declared by `#[cfg(test)] mod name;`.
+/// Names of the files that exist for tests alone: declared by `#[cfg(test)] mod name;`, perhaps with a `#[path]`.
 fn test_modules(source: &str) -> Vec<String> {
     let lines: Vec<&str> = source.lines().map(str::trim).collect();
-    let name = |pair: &[&str]| pair[1].strip_prefix("mod ").and_then(|rest| rest.strip_suffix(';')).map(str::to_owned);
-    lines.windows(2).filter(|pair| pair[0] == "#[cfg(test)]").filter_map(name).collect()
+    let mut found = Vec::new();
+    for (at, _) in lines.iter().enumerate().filter(|(_, line)| **line == "#[cfg(test)]") {
+        let path = lines.get(at + 1).and_then(|line| line.strip_prefix("#[path = \"")?.strip_suffix(".rs\"]"));
+        let name = lines.get(at + 1).and_then(|line| line.strip_prefix("mod ")?.strip_suffix(';'));
+        found.extend(path.map(|path| format!("../{path}")).or(name.map(str::to_owned)));
+    }
+    found
+}
+
+/// The files of [`test_modules`], by their paths below `src`.
+fn test_files(sources: &BTreeMap<String, String>) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for (file, source) in sources {
+        let beside = &file[..file.rfind('/').map_or(0, |slash| slash + 1)];
+        let is_folder = file.ends_with("mod.rs") || file == "lib.rs";
+        let below = if is_folder { beside.to_owned() } else { format!("{}/", file.trim_end_matches(".rs")) };
+        for name in test_modules(source) {
+            found.insert(match name.strip_prefix("../") {
+                Some(path) => format!("{beside}{path}.rs"),
+                None => format!("{below}{name}.rs"),
+            });
+        }
+    }
+    found
 }
 
 fn text_faults(file: &str, source: &str, is_test: bool) -> Vec<String> {
@@ -357,7 +397,9 @@ fn assert_none(faults: &[String]) {
 
 #[test]
 fn modules_import_what_the_architecture_allows() {
-    assert_none(&sources().iter().flat_map(|(file, source)| arrow_faults(file, source)).collect::<Vec<_>>());
+    let sources = sources();
+    let tests = test_files(&sources);
+    assert_none(&sources.iter().flat_map(|(file, source)| arrow_faults(file, source, tests.contains(file))).collect::<Vec<_>>());
 }
 
 #[test]
@@ -368,15 +410,7 @@ fn third_party_names_stay_on_their_floor() {
 #[test]
 fn sources_begin_with_what_they_are_for_and_end_before_they_are_long() {
     let sources = sources();
-    let mut tests = BTreeSet::new();
-    for (file, source) in &sources {
-        let folder = if file.ends_with("mod.rs") {
-            file.trim_end_matches("mod.rs").to_owned()
-        } else {
-            format!("{}/", file.trim_end_matches(".rs"))
-        };
-        tests.extend(test_modules(source).into_iter().map(|name| format!("{folder}{name}.rs")));
-    }
+    let tests = test_files(&sources);
     assert_none(&sources.iter().flat_map(|(file, source)| text_faults(file, source, tests.contains(file))).collect::<Vec<_>>());
 }
 
@@ -422,11 +456,11 @@ fn a_wrong_arrow_is_seen_however_it_is_written() {
         ("bin/tintype.rs", "fn main() { tintype::repo::open() }"),
     ];
     for (file, source) in samples {
-        let faults = arrow_faults(file, source);
+        let faults = arrow_faults(file, source, false);
         assert_eq!(faults.len(), 1, "{source}: {faults:?}");
         assert!(faults[0].contains("→ repo is not allowed"), "{faults:?}");
     }
-    assert!(arrow_faults("novel/mod.rs", "")[0].contains("not in the table"));
+    assert!(arrow_faults("novel/mod.rs", "", false)[0].contains("not in the table"));
 }
 
 #[test]
@@ -440,7 +474,7 @@ fn what_is_no_arrow_is_let_pass() {
         ("bin/tintype.rs", "fn main() -> std::process::ExitCode { tintype::app::control() }"),
     ];
     for (file, source) in samples {
-        assert_eq!(arrow_faults(file, source), Vec::<String>::new(), "{source}");
+        assert_eq!(arrow_faults(file, source, false), Vec::<String>::new(), "{source}");
     }
 }
 
@@ -480,5 +514,19 @@ fn long_unfinished_and_unexplained_files_are_seen() {
     assert_eq!(text_faults("a/b.rs", "//! todo!()\nconst S: &str = \"todo!()\";\n", false).len(), 0);
     assert_eq!(text_faults("a/b.rs", "fn f() {}\n", false).len(), 1);
     assert_eq!(text_faults("a/b/c/d.rs", "//! x\n", false).len(), 1);
-    assert_eq!(test_modules("#[cfg(test)]\nmod tests;\nmod other;\n"), ["tests"]);
+}
+
+#[test]
+fn tests_may_reach_what_their_floor_stands_on_and_no_further() {
+    let object = "use crate::object::memory::MemoryStore;";
+    assert_eq!(arrow_faults("read/file.rs", object, false).len(), 1);
+    assert_eq!(arrow_faults("read/tests.rs", object, true), Vec::<String>::new());
+    let inline = format!("//! x\n#[cfg(test)]\nmod tests {{\n    {object}\n}}\n");
+    assert_eq!(arrow_faults("read/file.rs", &inline, false), Vec::<String>::new());
+    assert_eq!(arrow_faults("read/tests.rs", "use crate::driver::StoreDriver;", true).len(), 1);
+    let sources = BTreeMap::from([
+        ("a/mod.rs".to_owned(), "#[cfg(test)]\nmod tests;\nmod other;\n".to_owned()),
+        ("a/b.rs".to_owned(), "#[cfg(test)]\nmod c;\n#[cfg(test)]\n#[path = \"b_tests.rs\"]\nmod tests;\n".to_owned()),
+    ]);
+    assert_eq!(test_files(&sources).into_iter().collect::<Vec<_>>(), ["a/b/c.rs", "a/b_tests.rs", "a/tests.rs"]);
 }
