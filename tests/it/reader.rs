@@ -198,12 +198,12 @@ fn extracted(tree: &Tree) -> Tree {
 }
 
 /// Says which paths differ instead of printing megabytes.
-fn assert_same(left: &Tree, right: &Tree) {
+fn assert_same(seed: u64, left: &Tree, right: &Tree) {
     let left_only: Vec<_> = left.keys().filter(|path| !right.contains_key(path)).collect();
     let right_only: Vec<_> = right.keys().filter(|path| !left.contains_key(path)).collect();
-    assert!(left_only.is_empty() && right_only.is_empty(), "only in one: {left_only:?} {right_only:?}");
+    assert!(left_only.is_empty() && right_only.is_empty(), "seed {seed}: only in one: {left_only:?} {right_only:?}");
     let differing: Vec<_> = left.iter().filter(|(path, stored)| right[*path] != **stored).map(|(path, _)| path).collect();
-    assert!(differing.is_empty(), "differ: {differing:?}");
+    assert!(differing.is_empty(), "seed {seed}: differ: {differing:?}");
 }
 
 /// A tree of everything that a node may hold, from a seed.
@@ -259,7 +259,6 @@ fn text(place: &Path) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_independent_reader_extracts_what_was_stored_byte_for_byte() {
     for (seed, secret) in [(1u64, Some(key_file(&[9; 40]))), (2, None)] {
-        println!("seed {seed}");
         let directory = tempfile::tempdir().expect("a directory");
         let place = directory.path().join("repository");
         let repository = create(&place, secret.as_ref()).await;
@@ -278,8 +277,8 @@ async fn the_independent_reader_extracts_what_was_stored_byte_for_byte() {
         let repository_text = text(&place);
         let target = directory.path().join("all");
         read(arguments(&["extract", &repository_text, "prod/latest", &text(&target)]));
-        assert_same(&walk(&target.join("node-1")), &extracted(&second));
-        assert_same(&walk(&target.join("node-2")), &extracted(&other));
+        assert_same(seed, &walk(&target.join("node-1")), &extracted(&second));
+        assert_same(seed, &walk(&target.join("node-2")), &extracted(&other));
 
         let dates: Vec<_> = repository.snapshots(&cluster()).await.expect("lists").iter().map(|s| s.date.to_string()).collect();
         let lines = read(arguments(&["list", &repository_text]));
@@ -289,10 +288,10 @@ async fn the_independent_reader_extracts_what_was_stored_byte_for_byte() {
         );
         let older = directory.path().join("older");
         read(arguments(&["extract", &repository_text, &format!("prod/{}/node-1", dates[1]), &text(&older)]));
-        assert_same(&walk(&older), &extracted(&first));
+        assert_same(seed, &walk(&older), &extracted(&first));
         let one = directory.path().join("one");
         read(arguments(&["extract", &repository_text, "prod/latest/node-1/added", &text(&one)]));
-        assert_same(&walk(&one), &Tree::from([(path("added"), second[&path("added")].clone())]));
+        assert_same(seed, &walk(&one), &Tree::from([(path("added"), second[&path("added")].clone())]));
         assert!(read(arguments(&["verify", &repository_text, &format!("prod/{}", listed.date)])).contains("all verified"));
         assert!(read(arguments(&["show", &repository_text, "prod/latest"])).contains("node-1/zlarge-again"));
     }

@@ -11,7 +11,6 @@
 //! - Nothing but regular files is opened for reading: a FIFO, socket or device is refused by its kind alone.
 //! - Clones have no name, so none outlives the process.
 
-use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs::{File, Metadata};
 use std::io;
@@ -30,25 +29,25 @@ use rustix::process::{Resource, Rlimit};
 use super::{CaptureReceipt, CapturedContent, CapturedEntry, DriverError, FreezeReceipt, StoreDriver, ThawReceipt};
 use crate::base::Clock;
 use crate::model::extent::{RANDOM_BLOCK_BYTES, SEQUENTIAL_BLOCK_BYTES};
-use crate::model::manifest::{CaptureProof, Consistency, FileClass, FileKind, Fingerprint, NodeDescription, Ownership};
+use crate::model::manifest::{CaptureProof, Consistency, FileClass, FileKind, Fingerprint, NodeDescription};
 use crate::model::names::TreePath;
+use owners::Owners;
+
+mod owners;
 
 /// Descriptors left to the rest of the process: sockets, packs, the runtime.
 const DESCRIPTORS_RESERVED: u64 = 256;
 
-/// Up to here a rewritten file has blocks of 64 KiB: 256 segments at most, as many as still share a table page, so that a
-/// changed spot costs 64 KiB instead of a megabyte and the file's description costs nothing. Larger files would pay for
-/// small blocks with their tables (32,768 segments for 2 GiB) and with throughput.
-const SMALL_BLOCKS_MAX_BYTES: u64 = 256 * RANDOM_BLOCK_BYTES as u64;
+/// Up to here a rewritten file has blocks of 64 KiB, so that a changed spot costs 64 KiB instead of a megabyte: 64 segments
+/// at most, 4 KB in the table page that it shares with its neighbours. Larger files would pay for small blocks with their
+/// tables (32,768 segments, 2 MB, for 2 GiB) and with throughput.
+const SMALL_BLOCKS_MAX_BYTES: u64 = 64 * RANDOM_BLOCK_BYTES as u64;
 
 /// The slowest kernel tick (`CONFIG_HZ=100`): a write within the tick of an earlier one does not move the mtime.
 const KERNEL_TICK: Duration = Duration::from_millis(10);
 
 /// Names that change between being listed and being opened are looked for once more, all over again.
 const WALKS: u32 = 2;
-
-/// Largest answer of the user and group databases that is waited for; groups with thousands of members take 64 KiB.
-const NAME_BUFFER_BYTES_MAX: usize = 1 << 20;
 
 /// What a plain directory is captured with.
 #[derive(Debug, Clone)]
@@ -442,62 +441,6 @@ fn names(directory: &OwnedFd) -> Result<Vec<Vec<u8>>, Errno> {
     }
     names.sort_unstable();
     Ok(names)
-}
-
-/// Names of users and groups, each asked for once.
-#[derive(Default)]
-struct Owners {
-    users: HashMap<u32, Option<String>>,
-    groups: HashMap<u32, Option<String>>,
-}
-
-impl Owners {
-    fn of(&mut self, meta: &Metadata) -> Ownership {
-        let (uid, gid) = (meta.uid(), meta.gid());
-        let user = self.users.entry(uid).or_insert_with(|| user_name(uid)).clone();
-        let group = self.groups.entry(gid).or_insert_with(|| group_name(gid)).clone();
-        Ownership { uid, gid, user, group }
-    }
-}
-
-fn user_name(uid: u32) -> Option<String> {
-    looked_up(|buffer| {
-        // SAFETY: a passwd record is plain pointers and numbers, for which zero is a value.
-        let mut record: libc::passwd = unsafe { std::mem::zeroed() };
-        let mut found = std::ptr::null_mut();
-        // SAFETY: all pointers are valid for the call, and the length is the buffer's own.
-        let fault = unsafe { libc::getpwuid_r(uid, &raw mut record, buffer.as_mut_ptr(), buffer.len(), &raw mut found) };
-        (fault, if found.is_null() { std::ptr::null() } else { record.pw_name })
-    })
-}
-
-fn group_name(gid: u32) -> Option<String> {
-    looked_up(|buffer| {
-        // SAFETY: a group record is plain pointers and numbers, for which zero is a value.
-        let mut record: libc::group = unsafe { std::mem::zeroed() };
-        let mut found = std::ptr::null_mut();
-        // SAFETY: all pointers are valid for the call, and the length is the buffer's own.
-        let fault = unsafe { libc::getgrgid_r(gid, &raw mut record, buffer.as_mut_ptr(), buffer.len(), &raw mut found) };
-        (fault, if found.is_null() { std::ptr::null() } else { record.gr_name })
-    })
-}
-
-/// Asks with a growing buffer; what cannot be found out is `None`. The pointer that `ask` returns is null or a C string
-/// within the buffer.
-fn looked_up(ask: impl Fn(&mut [libc::c_char]) -> (libc::c_int, *const libc::c_char)) -> Option<String> {
-    let mut buffer = vec![0; 1024];
-    loop {
-        let (fault, name) = ask(&mut buffer);
-        if fault == libc::ERANGE && buffer.len() < NAME_BUFFER_BYTES_MAX {
-            buffer.resize(buffer.len() * 4, 0);
-            continue;
-        }
-        if fault != 0 || name.is_null() {
-            return None;
-        }
-        // SAFETY: the database wrote a terminated string into the buffer, which is still there.
-        return unsafe { std::ffi::CStr::from_ptr(name) }.to_str().ok().map(str::to_owned);
-    }
 }
 
 #[cfg(test)]

@@ -97,7 +97,7 @@ fn an_unreadable_file_is_named() {
     let place = directory.path().to_owned();
     std::fs::set_permissions(&place, PermissionsExt::from_mode(0o755)).expect("sets");
     std::fs::write(place.join("secret"), b"x").expect("writes");
-    std::fs::set_permissions(place.join("secret"), PermissionsExt::from_mode(0)).expect("sets");
+    std::fs::set_permissions(place.join("secret"), PermissionsExt::from_mode(0o000)).expect("sets");
     let result = std::thread::spawn(move || {
         if rustix::process::getuid().is_root() {
             // Of this thread alone, which ends with the test.
