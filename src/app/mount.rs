@@ -389,7 +389,12 @@ enum Look {
 /// Looks at a path that may hang, from a thread that is left behind if it does.
 fn look(path: &Path) -> Look {
     let path = path.to_owned();
-    let looked = within(PATIENCE, move || std::fs::symlink_metadata(path));
+    // Attributes may come from the kernel's memory after the daemon died; a statfs always asks it.
+    let looked = within(PATIENCE, move || {
+        let metadata = std::fs::symlink_metadata(&path)?;
+        rustix::fs::statfs(&path)?;
+        Ok::<_, io::Error>(metadata)
+    });
     match looked {
         None => Look::Hangs,
         Some(Ok(metadata)) if metadata.is_dir() => Look::Directory,

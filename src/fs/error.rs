@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use crate::object::ObjectError;
 use crate::read::ReadError;
-use crate::repo::RepoError;
+use crate::repo::{ObjectError, RepoError};
 
 /// Why a call on the tree gave nothing.
 #[derive(Debug, Clone, thiserror::Error)]

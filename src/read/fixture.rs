@@ -19,8 +19,7 @@ use crate::model::manifest::{
 };
 use crate::model::names::{ClusterName, NodeName, TreePath};
 use crate::model::time::{SnapshotDate, Timestamp};
-use crate::object::ObjectError;
-use crate::repo::{ListedSnapshot, NodeTree, PlacedEntry, RepoError, SnapshotSource};
+use crate::repo::{ListedSnapshot, NodeTree, ObjectError, PlacedEntry, RepoError, SnapshotSource};
 
 /// Segments per run, few on purpose: files of a few blocks then cross runs.
 const RUN_SEGMENTS: usize = 4;

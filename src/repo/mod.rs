@@ -41,7 +41,8 @@ use crate::model::ids::SnapshotId;
 use crate::model::manifest::{ClusterManifest, NodeManifest, TreeEntry};
 use crate::model::names::{ClusterName, NodeName, TreePath};
 use crate::model::time::SnapshotDate;
-use crate::object::ObjectError;
+/// Part of [`RepoError`]: what the floors above may have to tell apart.
+pub use crate::object::ObjectError;
 
 /// A published snapshot as a listing shows it, before its manifest is read.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -14,20 +14,32 @@ const PAGE_BYTES: usize = 1024 * 1024;
 const ENTRY_BYTES: usize = 600;
 const SLICE_BYTES: usize = 320;
 
-/// Splits sorted entries into pages, as lengths that add up to `entries.len()`.
-pub(super) fn page_lengths(entries: &[TreeEntry]) -> Vec<usize> {
+/// Files with at most this many segments share their tree page's table; larger ones have pages of their own, so that
+/// opening a small file beside a large one costs little.
+pub(super) const SHARED_SEGMENTS_MAX: usize = 256;
+/// Records of one shared table: 49 bytes each, or a literal of at most 515, stay below the limit of a page with room to
+/// spare.
+const SHARED_RECORDS_MAX: usize = 8192;
+
+/// Splits sorted entries into pages, as lengths that add up to `entries.len()`. `segments` has how many segments the
+/// content of each entry has.
+pub(super) fn page_lengths(entries: &[TreeEntry], segments: &[usize]) -> Vec<usize> {
     let mut lengths = Vec::new();
-    let (mut count, mut bytes) = (0, 0);
-    for entry in entries {
+    let (mut count, mut bytes, mut records) = (0, 0, 0);
+    for (entry, segments) in entries.iter().zip(segments) {
         let weight = weight(entry);
-        let ends_before =
-            count >= ENTRIES_MAX || (count > 0 && bytes + weight > PAGE_BYTES) || (count >= ENTRIES_MIN && is_boundary(entry));
+        let shared = if *segments <= SHARED_SEGMENTS_MAX { *segments } else { 0 };
+        let ends_before = count >= ENTRIES_MAX
+            || records + shared > SHARED_RECORDS_MAX
+            || (count > 0 && bytes + weight > PAGE_BYTES)
+            || (count >= ENTRIES_MIN && is_boundary(entry));
         if ends_before {
             lengths.push(count);
-            (count, bytes) = (0, 0);
+            (count, bytes, records) = (0, 0, 0);
         }
         count += 1;
         bytes += weight;
+        records += shared;
     }
     if count > 0 {
         lengths.push(count);
@@ -68,7 +80,7 @@ mod tests {
 
     fn pages(entries: &[TreeEntry]) -> Vec<Vec<TreePath>> {
         let mut rest = entries;
-        page_lengths(entries)
+        page_lengths(entries, &vec![1; entries.len()])
             .into_iter()
             .map(|length| {
                 let (page, tail) = rest.split_at(length);
@@ -98,7 +110,15 @@ mod tests {
     }
 
     #[test]
+    fn the_shared_table_of_a_page_stays_small() {
+        let entries = entries(1500);
+        let lengths = page_lengths(&entries, &vec![SHARED_SEGMENTS_MAX; entries.len()]);
+        assert_eq!(lengths.iter().sum::<usize>(), 1500);
+        assert!(lengths.iter().all(|length| length * SHARED_SEGMENTS_MAX <= SHARED_RECORDS_MAX));
+    }
+
+    #[test]
     fn nothing_makes_no_page() {
-        assert_eq!(page_lengths(&[]), Vec::<usize>::new());
+        assert_eq!(page_lengths(&[], &[]), Vec::<usize>::new());
     }
 }

@@ -78,7 +78,8 @@ fn a_server_starts_on_the_mount_of_a_live_servers_snapshot() {
     let live = Server::start(&redis_70(), &[]);
     live.fill(20_000, 100);
     let address = format!("127.0.0.1:{}", live.port);
-    let report: serde_json::Value = serde_json::from_str(&site.succeed(&["snapshot", "prod", "--redis", &address, "--json"])).expect("JSON");
+    let report: serde_json::Value =
+        serde_json::from_str(&site.succeed(&["snapshot", "prod", "--redis", &address, "--json"])).expect("JSON");
     assert_eq!(report["cut"]["consistent"], "proved");
 
     let _mount = site.mount();
@@ -87,7 +88,9 @@ fn a_server_starts_on_the_mount_of_a_live_servers_snapshot() {
     // Not a temporary directory: the server's own is the mount, which it cannot write.
     let scratch = tempfile::tempdir().expect("a directory");
     let directory = node.to_str().expect("text").to_owned();
-    let copy = within(LIMIT, "a server on the mount", || Server::start_in(&redis_70(), scratch, &["--dir", &directory, "--save", "", "--appendonly", "no"]));
+    let copy = within(LIMIT, "a server on the mount", || {
+        Server::start_in(&redis_70(), scratch, &["--dir", &directory, "--save", "", "--appendonly", "no"])
+    });
     copy.wait_for("loaded", |server| server.info("loading") == "0");
     assert_eq!(copy.command(&["DBSIZE"]), live.command(&["DBSIZE"]));
 }
