@@ -2,10 +2,16 @@
 
 mod capture;
 mod fresh_directory;
+mod journal;
 mod restore_copy;
 mod restore_error;
+mod swap;
+#[cfg(test)]
+mod swap_tests;
 
 pub use capture::{NodeCapture, StoredNode, UploadError};
 pub use fresh_directory::{FreshDirectory, Owner};
+pub use journal::{RestoreRecord, StateDirectory, Step, TargetLock};
 pub use restore_copy::{PlaceProgress, PlaceReceipt, place};
 pub use restore_error::RestoreError;
+pub use swap::{Recovered, RecoveredTo, Steps, recover, settle, swap, swap_back};

@@ -34,11 +34,13 @@ mod prepare;
 mod replica;
 pub mod reply;
 mod save;
+mod store_control;
 mod tls;
 mod transfer;
 
 pub use control::RIGHTS;
 pub use discover::{Discovered, discover};
+pub use store_control::RedisControl;
 pub use options::{CaptureMode, Password, RedisOptions};
 
 use aof_files::AofFiles;
