@@ -1,3 +1,4 @@
 //! The programs: configuration, command lines, wiring, output.
 
+pub mod control;
 pub mod mount;

@@ -1,4 +1,5 @@
 //! Work over all nodes of a cluster: the coordinated cut and the restore.
 
+pub mod restore;
 pub mod coordinator;
 mod identity;

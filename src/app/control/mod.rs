@@ -1,0 +1,3 @@
+//! The verbs of the control command.
+
+pub mod restore;
