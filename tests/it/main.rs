@@ -2,4 +2,5 @@
 
 mod object_store;
 mod redis_driver;
+mod restore;
 mod support;
