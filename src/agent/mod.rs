@@ -2,6 +2,8 @@
 //!
 //! The port is [`NodeService`]: one object per node. `app` implements it for nodes that this process reaches itself.
 
+pub mod restore;
+
 use std::fmt::Debug;
 use std::time::Duration;
 

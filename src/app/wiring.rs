@@ -202,19 +202,8 @@ impl Session {
             "aof" => CaptureMode::Aof,
             other => return Err(Failure::usage(format!("capture {other:?} is not known")).hint("replication, save and aof are")),
         };
-        let user = source.redis_user.as_ref().or(config.user.as_ref());
-        let password_file = source.redis_password_file.as_ref().or(config.password_file.as_ref());
-        let options = |name: &NodeName, address: &str, node: &NodeConfig| -> Result<RedisOptions, Failure> {
-            let password = node.password_file.as_ref().or(password_file).map(|path| read_secret(path)).transpose()?;
-            Ok(RedisOptions {
-                user: node.user.as_ref().or(user).cloned(),
-                password: password.map(|password| Password::new(password.as_str())),
-                ca_file: node.ca_file.as_ref().or(config.ca_file.as_ref()).cloned(),
-                capture,
-                data_directory: node.data_directory.clone(),
-                ..RedisOptions::new(name.clone(), redis_url(address))
-            })
-        };
+        let options =
+            |name: &NodeName, address: &str, node: &NodeConfig| redis_options(config, source, capture, name, address, node);
         let mut nodes: Vec<ClusterNode> = Vec::new();
         let seeds: Vec<&String> =
             if source.redis.is_empty() { config.discover.iter().collect() } else { source.redis.iter().collect() };
@@ -235,18 +224,7 @@ impl Session {
             }
         }
         if nodes.is_empty() {
-            for (name, node) in &config.nodes {
-                let address = node
-                    .address
-                    .as_deref()
-                    .ok_or_else(|| Failure::usage(format!("[clusters.{cluster}.nodes.{name}] has no address")))?;
-                nodes.push(ClusterNode {
-                    name: name.clone(),
-                    redis: Some(options(name, address, node)?),
-                    directory: node.data_directory.clone(),
-                    config: node.clone(),
-                });
-            }
+            nodes = configured(cluster, config, &options)?;
         }
         if nodes.is_empty() {
             return Err(Failure::usage(format!("cluster {cluster} has no nodes"))
@@ -258,6 +236,32 @@ impl Session {
                 .hint("name them in the configuration"));
         }
         Ok(nodes)
+    }
+
+    /// The nodes of a cluster as the configuration names them, without asking anybody: a restore's targets may be down.
+    pub fn configured_nodes(&self, cluster: &ClusterName) -> Result<Vec<ClusterNode>, Failure> {
+        let hint =
+            format!("write each node with its address, data_directory, stop and start under [clusters.{cluster}.nodes.NODE]");
+        let Some(config) = self.config.clusters.get(cluster) else {
+            return Err(Failure::usage(format!("cluster {cluster} is not configured, so where its nodes are is not known"))
+                .hint(format!("{hint}; or say --directory DIR to place files only")));
+        };
+        if config.nodes.is_empty() {
+            return Err(Failure::usage(format!("[clusters.{cluster}] names no nodes")).hint(hint));
+        }
+        if config.store.as_deref() == Some("files") {
+            let node = |(name, node): (&NodeName, &NodeConfig)| ClusterNode {
+                name: name.clone(),
+                redis: None,
+                directory: node.data_directory.clone(),
+                config: node.clone(),
+            };
+            return Ok(config.nodes.iter().map(node).collect());
+        }
+        let source = SourceArgs::default();
+        configured(cluster, config, &|name, address, node| {
+            redis_options(config, &source, CaptureMode::default(), name, address, node)
+        })
     }
 
     /// The one snapshot that was named.
@@ -303,6 +307,45 @@ impl ClusterNode {
             (None, None) => Err(Failure::usage(format!("nothing is known of where node {} is", self.name))),
         }
     }
+}
+
+type MakeOptions<'a> = &'a dyn Fn(&NodeName, &str, &NodeConfig) -> Result<RedisOptions, Failure>;
+
+/// The nodes that the configuration names.
+fn configured(cluster: &ClusterName, config: &ClusterConfig, options: MakeOptions<'_>) -> Result<Vec<ClusterNode>, Failure> {
+    let node = |(name, node): (&NodeName, &NodeConfig)| {
+        let address =
+            node.address.as_deref().ok_or_else(|| Failure::usage(format!("[clusters.{cluster}.nodes.{name}] has no address")))?;
+        Ok(ClusterNode {
+            name: name.clone(),
+            redis: Some(options(name, address, node)?),
+            directory: node.data_directory.clone(),
+            config: node.clone(),
+        })
+    };
+    config.nodes.iter().map(node).collect()
+}
+
+/// How one node is reached: what its own section says, else the command line, else its cluster's section.
+fn redis_options(
+    config: &ClusterConfig,
+    source: &SourceArgs,
+    capture: CaptureMode,
+    name: &NodeName,
+    address: &str,
+    node: &NodeConfig,
+) -> Result<RedisOptions, Failure> {
+    let user = node.user.as_ref().or(source.redis_user.as_ref()).or(config.user.as_ref());
+    let password_file = node.password_file.as_ref().or(source.redis_password_file.as_ref()).or(config.password_file.as_ref());
+    let password = password_file.map(|path| read_secret(path)).transpose()?;
+    Ok(RedisOptions {
+        user: user.cloned(),
+        password: password.map(|password| Password::new(password.as_str())),
+        ca_file: node.ca_file.as_ref().or(config.ca_file.as_ref()).cloned(),
+        capture,
+        data_directory: node.data_directory.clone(),
+        ..RedisOptions::new(name.clone(), redis_url(address))
+    })
 }
 
 /// `host:port` as a URL; URLs stay what they are.

@@ -2,3 +2,4 @@
 
 pub mod coordinator;
 mod identity;
+pub mod restore;

@@ -18,6 +18,7 @@ use crate::model::manifest::{CaptureProof, FileClass, FileKind, KeyCounts, NodeD
 use crate::model::names::TreePath;
 
 pub mod conformance;
+pub mod control;
 pub mod fake;
 pub mod files;
 pub mod redis;

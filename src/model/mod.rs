@@ -7,6 +7,7 @@ pub mod extent;
 pub mod ids;
 pub mod manifest;
 pub mod names;
+pub mod restore_facts;
 pub mod restore_plan;
 pub mod snapshot_name;
 pub mod time;

@@ -6,4 +6,5 @@ mod mount;
 mod object_store;
 mod reader;
 mod redis_driver;
+mod restore;
 mod support;

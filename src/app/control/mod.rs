@@ -11,6 +11,8 @@ mod export;
 mod init;
 mod key;
 mod mounting;
+pub mod restore;
+mod restoring;
 mod setup;
 mod snapshot;
 mod status;
@@ -34,6 +36,8 @@ pub async fn run(session: &Session, verb: Verb) -> Result<Exit, Failure> {
         Verb::Doctor(args) => doctor::run(session, args).await,
         Verb::Completions(args) => super::completions(args.shell),
         Verb::Man => super::man(),
-        Verb::Restore(_) | Verb::Rollback(_) | Verb::Settle(_) => Err(Failure::new("x", "x")),
+        Verb::Restore(args) => restoring::restore(session, args).await,
+        Verb::Rollback(args) => restoring::rollback(session, args).await,
+        Verb::Settle(args) => restoring::settle(session, args).await,
     }
 }

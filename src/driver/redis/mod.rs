@@ -34,12 +34,14 @@ mod prepare;
 mod replica;
 pub mod reply;
 mod save;
+mod store_control;
 mod tls;
 mod transfer;
 
 pub use control::RIGHTS;
 pub use discover::{Discovered, discover};
 pub use options::{CaptureMode, Password, RedisOptions};
+pub use store_control::RedisControl;
 
 use aof_files::AofFiles;
 use checks::Mark;

@@ -1,0 +1,301 @@
+//! `tintype restore`, `rollback` and `settle`: plans shown, then carried out.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::super::control_args::{RestoreArgs, RollbackArgs};
+use super::super::failure::{Exit, Failure};
+use super::super::output::size;
+use super::super::wiring::Session;
+use super::browse::open_node;
+use super::restore::{self, Change, NodeChange, RestoreTarget};
+use crate::agent::restore::RestoreStep;
+use crate::cluster::restore::RestoreOutcome;
+use crate::driver::NodeSite;
+use crate::model::names::{ClusterName, NodeName};
+use crate::model::restore_plan::RestoreRequest;
+use crate::node::{PlaceProgress, StateDirectory};
+use crate::repo::{ListedSnapshot, RepoError, Repository, SnapshotSource};
+
+fn failure(error: anyhow::Error) -> Failure {
+    match error.downcast::<RepoError>() {
+        Ok(error) => error.into(),
+        Err(error) => Failure::new("restore", format!("{error:#}"))
+            .hint("nothing was replaced; mend what it names and run the command again"),
+    }
+}
+
+/// Plans a restore; carries it out with `--yes`.
+pub async fn restore(session: &Session, args: RestoreArgs) -> Result<Exit, Failure> {
+    let repository = session.repository().await?;
+    let (name, listed) = session.find(repository.as_ref(), &args.source).await?;
+    if !name.path.is_root() {
+        return Err(Failure::usage("a restore takes whole nodes").hint("copy single files from a mount"));
+    }
+    let mut wanted: Vec<NodeName> = args.node.iter().map(|node| NodeName::new(node.clone())).collect::<Result<_, _>>()?;
+    wanted.extend(name.node.clone().filter(|node| !wanted.contains(node)));
+    if let Some(directory) = &args.directory {
+        return place(session, &args, repository, &listed, &wanted, directory.clone()).await;
+    }
+    let target_cluster = args.to.clone().map_or(Ok(name.cluster.clone()), ClusterName::new)?;
+    let targets = targets(session, &target_cluster, None)?;
+    let state = state(session)?;
+    tell_recovered(session, &state).await?;
+    let request = RestoreRequest {
+        target_cluster: target_cluster.to_string(),
+        nodes: wanted,
+        map: parse_map(&args.map)?,
+        discard_current: args.discard_current,
+        confirm: args.confirm.clone(),
+    };
+    let source: Arc<dyn SnapshotSource> = repository;
+    let prepared = restore::prepare(source, &listed, &targets, &request, &state, session.clock.clone()).await.map_err(failure)?;
+    let plan = prepared.plan.clone();
+    if args.dry_run || !args.yes || !plan.is_allowed() {
+        let mut text = plan.to_string();
+        if plan.is_allowed() {
+            text.push_str("\nnext: say it again with --yes\n");
+        }
+        session.output.result(&text, &json!({"plan": plan, "allowed": plan.is_allowed()}));
+        return match plan.refusals.first() {
+            None if args.dry_run => Ok(Exit::Done),
+            None => Ok(Exit::Nothing),
+            Some(_) => {
+                session.output.note("tintype: the restore is refused; nothing was touched\n  next: mend what the plan names");
+                Ok(Exit::Failed)
+            }
+        };
+    }
+    session.output.note(&plan.to_string());
+    let progress = prepared.progress();
+    let bar = session.output.bar("placing");
+    let steps_bar = bar.clone();
+    let output = session.output;
+    let on_step = move |step: RestoreStep| {
+        steps_bar.set_prefix(format!("{step:?}").to_lowercase());
+        if steps_bar.is_hidden() {
+            output.note(&format!("{step:?}").to_lowercase());
+        }
+    };
+    let is_interrupted = Arc::new(AtomicBool::new(false));
+    let raise = is_interrupted.clone();
+    tokio::spawn(async move {
+        super::super::mount::stop_signal().await;
+        raise.store(true, Ordering::Relaxed);
+    });
+    let is_cancelled = || is_interrupted.load(Ordering::Relaxed);
+    let running = prepared.run(&on_step, &is_cancelled);
+    tokio::pin!(running);
+    let report = loop {
+        tokio::select! {
+            report = &mut running => break report.map_err(failure)?,
+            () = tokio::time::sleep(Duration::from_millis(200)) => bar.set_position(placed(&progress)),
+        }
+    };
+    bar.finish_and_clear();
+    let mut text = String::new();
+    for (node, restored) in &report.nodes {
+        let keys = restored
+            .keys
+            .map_or(String::new(), |keys| format!(", {keys} keys{}", if restored.is_compared { " as in the dump" } else { "" }));
+        text.push_str(&format!("{node}: {} files, {}{keys}\n", restored.files, size(restored.bytes)));
+        for note in &restored.notes {
+            text.push_str(&format!("  {note}\n"));
+        }
+    }
+    for failure in &report.failures {
+        text.push_str(&format!("{}: {:?}: {}\n", failure.node, failure.step, failure.reason));
+    }
+    let (line, exit) = match report.outcome {
+        RestoreOutcome::Restored => (
+            format!(
+                "restored {}/{}\nnext: tintype settle {target_cluster} --yes lets the replaced data go; tintype rollback {target_cluster} --yes puts it back\n",
+                listed.cluster, listed.date
+            ),
+            Exit::Done,
+        ),
+        RestoreOutcome::Undone => (
+            "nothing was restored: every node is as it was\nnext: mend what failed and run the command again\n".to_owned(),
+            Exit::Failed,
+        ),
+        RestoreOutcome::Stuck => {
+            (format!("some nodes could not be brought back\nnext: tintype rollback {target_cluster} --yes\n"), Exit::Partly)
+        }
+    };
+    text.push_str(&line);
+    session.output.result(&text, &json!({"plan": plan, "report": report}));
+    Ok(exit)
+}
+
+fn placed(progress: &[Arc<PlaceProgress>]) -> u64 {
+    progress.iter().map(|node| node.bytes.load(Ordering::Relaxed)).sum()
+}
+
+/// `--directory`: one node's files, placed and nothing else.
+async fn place(
+    session: &Session,
+    args: &RestoreArgs,
+    repository: Arc<Repository>,
+    listed: &ListedSnapshot,
+    wanted: &[NodeName],
+    directory: PathBuf,
+) -> Result<Exit, Failure> {
+    let manifest = repository.manifest(listed).await?;
+    let nodes: Vec<NodeName> =
+        if wanted.is_empty() { manifest.nodes.iter().map(|node| node.name.clone()).collect() } else { wanted.to_vec() };
+    for node in &nodes {
+        open_node(&repository, &manifest, node).await?;
+    }
+    // One node's files go right into the directory, those of several each into a directory of its own, as in the tree.
+    let place_of = |node: &NodeName| if nodes.len() == 1 { directory.clone() } else { directory.join(node.as_str()) };
+    if args.dry_run {
+        let text: String = nodes.iter().map(|node| format!("would place {node} in {}\n", place_of(node).display())).collect();
+        session.output.result(&text, &json!({"nodes": nodes, "directory": directory}));
+        return Ok(Exit::Done);
+    }
+    if nodes.len() > 1 {
+        std::fs::create_dir_all(&directory)
+            .map_err(|error| Failure::new("restore", format!("{}: {error}", directory.display())))?;
+    }
+    let (mut text, mut values) = (String::new(), Vec::new());
+    for node in &nodes {
+        let progress = Arc::new(PlaceProgress::default());
+        let bar = session.output.bar(node.as_str());
+        let placing = restore::place_files(repository.clone(), listed, node, place_of(node), progress.clone());
+        tokio::pin!(placing);
+        let receipt = loop {
+            tokio::select! {
+                receipt = &mut placing => break receipt.map_err(failure)?,
+                () = tokio::time::sleep(Duration::from_millis(200)) => bar.set_position(progress.bytes.load(Ordering::Relaxed)),
+            }
+        };
+        bar.finish_and_clear();
+        text.push_str(&format!("{node}: {} files, {} in {}\n", receipt.files, size(receipt.bytes), place_of(node).display()));
+        values.push(json!({"node": node, "files": receipt.files, "bytes": receipt.bytes, "directory": place_of(node), "outward_links": receipt.outward_links}));
+    }
+    session.output.result(&text, &json!({"nodes": values}));
+    Ok(Exit::Done)
+}
+
+fn parse_map(map: &[String]) -> Result<Vec<(NodeName, NodeName)>, Failure> {
+    map.iter()
+        .map(|pair| {
+            let (source, target) =
+                pair.split_once('=').ok_or_else(|| Failure::usage(format!("--map {pair:?} is not SOURCE=TARGET")))?;
+            Ok((NodeName::new(source)?, NodeName::new(target)?))
+        })
+        .collect()
+}
+
+fn state(session: &Session) -> Result<StateDirectory, Failure> {
+    StateDirectory::open(&session.state_directory()).map_err(|error| {
+        Failure::new("state", error.to_string())
+            .hint("set state_directory in the configuration to a directory that you can write")
+    })
+}
+
+/// Finishes or undoes what an interrupted restore left, and says so.
+async fn tell_recovered(session: &Session, state: &StateDirectory) -> Result<(), Failure> {
+    for recovered in restore::recover_interrupted(state).await.map_err(failure)? {
+        session.output.note(&format!(
+            "an interrupted restore of {}/{} was found: {:?} data is in place",
+            recovered.record.cluster, recovered.record.node, recovered.outcome
+        ));
+    }
+    Ok(())
+}
+
+/// The configured nodes of a cluster, or one of them.
+fn targets(session: &Session, cluster: &ClusterName, only: Option<&NodeName>) -> Result<Vec<RestoreTarget>, Failure> {
+    let nodes = session.configured_nodes(cluster)?;
+    if let Some(unknown) = only.filter(|only| !nodes.iter().any(|node| node.name == **only)) {
+        let known: Vec<_> = nodes.iter().map(|node| node.name.to_string()).collect();
+        return Err(Failure::new("not_found", format!("{cluster} has no node {unknown}"))
+            .hint(format!("its nodes: {}", known.join(", "))));
+    }
+    let target = |node: super::super::wiring::ClusterNode| RestoreTarget {
+        site: NodeSite {
+            data_directory: node.directory,
+            stop: node.config.stop.unwrap_or_default(),
+            start: node.config.start.unwrap_or_default(),
+        },
+        node: node.name,
+        server: node.redis,
+    };
+    Ok(nodes.into_iter().filter(|node| only.is_none_or(|only| node.name == *only)).map(target).collect())
+}
+
+/// Cluster and node of `CLUSTER[/NODE]`.
+fn parse_target(text: &str) -> Result<(ClusterName, Option<NodeName>), Failure> {
+    match text.trim_end_matches('/').split_once('/') {
+        None => Ok((ClusterName::new(text.trim_end_matches('/'))?, None)),
+        Some((cluster, node)) => Ok((ClusterName::new(cluster)?, Some(NodeName::new(node)?))),
+    }
+}
+
+/// Puts the directories from before the newest restore back.
+pub async fn rollback(session: &Session, args: RollbackArgs) -> Result<Exit, Failure> {
+    change(session, &args, "put back what was there before the restore of", async |cluster, targets, state| {
+        restore::roll_back(cluster, targets, state).await
+    })
+    .await
+}
+
+/// Lets the directories from before restores go.
+pub async fn settle(session: &Session, args: RollbackArgs) -> Result<Exit, Failure> {
+    change(session, &args, "delete what was there before the restore of", async |cluster, targets, state| {
+        restore::settle(cluster, targets, state).await
+    })
+    .await
+}
+
+async fn change(
+    session: &Session,
+    args: &RollbackArgs,
+    what: &str,
+    act: impl AsyncFnOnce(&str, &[RestoreTarget], &StateDirectory) -> anyhow::Result<Vec<NodeChange>>,
+) -> Result<Exit, Failure> {
+    let (cluster, node) = parse_target(&args.target)?;
+    let targets = targets(session, &cluster, node.as_ref())?;
+    let state = state(session)?;
+    tell_recovered(session, &state).await?;
+    let kept = restore::kept(cluster.as_str(), &targets, &state).map_err(failure)?;
+    if kept.is_empty() {
+        session.output.result(&format!("nothing is kept for {}\n", args.target), &json!({"nodes": []}));
+        return Ok(Exit::Nothing);
+    }
+    if !args.yes {
+        let text: String = kept
+            .iter()
+            .map(|record| format!("would {what} {} on {} ({})\n", record.source, record.node, record.directory.display()))
+            .collect();
+        session.output.result(&format!("{text}next: say it again with --yes\n"), &json!({"kept": kept}));
+        return Ok(Exit::Nothing);
+    }
+    let changes = act(cluster.as_str(), &targets, &state).await.map_err(failure)?;
+    let (mut text, mut failed, mut values) = (String::new(), 0, Vec::new());
+    for change in &changes {
+        let line = match &change.result {
+            Ok(None) => "nothing to do".to_owned(),
+            Ok(Some(Change::RolledBack(record))) => format!("the data from before {} is in place again", record.source),
+            Ok(Some(Change::Settled(count))) => format!("{count} kept directories were deleted"),
+            Err(error) => {
+                failed += 1;
+                error.to_string()
+            }
+        };
+        text.push_str(&format!("{}: {line}\n", change.node));
+        values.push(json!({"node": change.node, "done": change.result.is_ok(), "message": line}));
+    }
+    session.output.result(&text, &json!({"nodes": values}));
+    match failed {
+        0 => Ok(Exit::Done),
+        _ if failed == changes.len() => Err(Failure::new("restore", format!("none of {failed} nodes was changed"))
+            .hint("mend what is said above and run the command again")),
+        _ => Ok(Exit::Partly),
+    }
+}

@@ -1,0 +1,132 @@
+//! A restore of several nodes: all are placed, then all stopped, all swapped, all started, all checked.
+//!
+//! **Invariants.** No node is stopped before the files of all are placed, and none is swapped before all are stopped.
+//! When anything fails, every node is brought back to how it was found: the cluster holds the old state or the restored
+//! one, never some of each.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures::future::join_all;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::agent::restore::{NodeRestored, RestoreNode, RestoreStep, StepFailure};
+use crate::model::restore_plan::{NodePlan, RestorePlan};
+
+/// How a restore of a cluster ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RestoreOutcome {
+    /// Every node holds the snapshot, checked where it was started.
+    Restored,
+    /// Something failed, and every node is as it was found.
+    Undone,
+    /// Something failed, and some nodes could not be brought back; see their failures.
+    Stuck,
+}
+
+/// What a restore did.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RestoreReport {
+    /// The restore.
+    pub id: Uuid,
+    /// How it ended.
+    pub outcome: RestoreOutcome,
+    /// By target node.
+    pub nodes: BTreeMap<String, NodeRestored>,
+    /// What went wrong, the first cause first.
+    pub failures: Vec<StepFailure>,
+}
+
+type Pair<'a> = (&'a NodePlan, &'a Arc<dyn RestoreNode>);
+
+/// Told when a step begins on all nodes.
+pub type OnStep<'a> = &'a (dyn Fn(RestoreStep) + Sync);
+
+/// Carries out a plan. `nodes` are found by their names; `is_cancelled` is asked between steps until the swap, which
+/// is the point of no return for a wish to stop (not for an error).
+pub async fn restore(
+    plan: &RestorePlan,
+    nodes: &[Arc<dyn RestoreNode>],
+    on_step: OnStep<'_>,
+    is_cancelled: &(dyn Fn() -> bool + Sync),
+) -> RestoreReport {
+    let mut report = RestoreReport { id: plan.id, outcome: RestoreOutcome::Undone, nodes: BTreeMap::new(), failures: Vec::new() };
+    let mut pairs: Vec<Pair<'_>> = Vec::new();
+    for node in &plan.nodes {
+        match nodes.iter().find(|candidate| candidate.name() == node.target) {
+            Some(found) => pairs.push((node, found)),
+            None => report.failures.push(StepFailure {
+                node: node.target.clone(),
+                step: RestoreStep::Stage,
+                reason: "nobody acts for this node".to_owned(),
+            }),
+        }
+    }
+    if let Some(refusal) = plan.refusals.first() {
+        report.failures.push(StepFailure { node: refusal.node.clone(), step: RestoreStep::Stage, reason: refusal.to_string() });
+    }
+    if !report.failures.is_empty() {
+        return report;
+    }
+    match steps(&pairs, &mut report, on_step, is_cancelled).await {
+        Ok(()) => report.outcome = RestoreOutcome::Restored,
+        Err(failures) => {
+            report.failures = failures;
+            on_step(RestoreStep::Undo);
+            let undone = join_all(pairs.iter().map(|(plan, node)| node.undo(plan))).await;
+            let stuck: Vec<_> = undone.into_iter().filter_map(Result::err).collect();
+            report.outcome = if stuck.is_empty() { RestoreOutcome::Undone } else { RestoreOutcome::Stuck };
+            report.failures.extend(stuck);
+        }
+    }
+    report
+}
+
+async fn steps(
+    pairs: &[Pair<'_>],
+    report: &mut RestoreReport,
+    on_step: OnStep<'_>,
+    is_cancelled: &(dyn Fn() -> bool + Sync),
+) -> Result<(), Vec<StepFailure>> {
+    let cancelled = |step| {
+        let failure = StepFailure { node: "restore".to_owned(), step, reason: "it was interrupted".to_owned() };
+        if is_cancelled() { Err(vec![failure]) } else { Ok(()) }
+    };
+    on_step(RestoreStep::Stage);
+    // One after the other: each uses all cores and the whole disk, and the first failure spares the others the work.
+    for (plan, node) in pairs {
+        cancelled(RestoreStep::Stage)?;
+        let placed = node.stage(plan).await.map_err(|failure| vec![failure])?;
+        report.nodes.insert(plan.target.clone(), placed);
+    }
+    cancelled(RestoreStep::Stop)?;
+    on_step(RestoreStep::Stop);
+    all(join_all(pairs.iter().map(|(plan, node)| node.stop(plan))).await)?;
+    cancelled(RestoreStep::Swap)?;
+    on_step(RestoreStep::Swap);
+    all(join_all(pairs.iter().map(|(plan, node)| node.swap(plan))).await)?;
+    on_step(RestoreStep::Start);
+    all(join_all(pairs.iter().map(|(plan, node)| node.start(plan))).await)?;
+    on_step(RestoreStep::Check);
+    for ((plan, _), (keys, is_compared)) in
+        pairs.iter().zip(all(join_all(pairs.iter().map(|(plan, node)| node.check(plan))).await)?)
+    {
+        let node = report.nodes.entry(plan.target.clone()).or_default();
+        (node.keys, node.is_compared) = (keys, is_compared);
+    }
+    Ok(())
+}
+
+/// All results, or all failures.
+fn all<T>(results: Vec<Result<T, StepFailure>>) -> Result<Vec<T>, Vec<StepFailure>> {
+    let (mut done, mut failures) = (Vec::new(), Vec::new());
+    for result in results {
+        match result {
+            Ok(value) => done.push(value),
+            Err(failure) => failures.push(failure),
+        }
+    }
+    if failures.is_empty() { Ok(done) } else { Err(failures) }
+}

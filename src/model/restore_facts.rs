@@ -1,0 +1,188 @@
+//! What a restore is planned from: the stored nodes, and what was seen at the targets before anything was touched.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::manifest::{ClusterManifest, KeyCounts, NodeDescription, NodeStatus, NodeTotals};
+use super::names::NodeName;
+use super::time::Timestamp;
+
+/// Where a store with this layout looks for its data, below its data directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreLayout {
+    /// The store reads its append-only files at start, and not the dump.
+    pub has_append_only: bool,
+    /// Name of the dump.
+    pub dump_file: String,
+    /// Directory of the append-only files; `None` before Redis 7, which has a single file.
+    pub append_directory: Option<String>,
+    /// First part of the names of the append-only files, or the name of the single one.
+    pub append_file: String,
+    /// Where a cluster node keeps its identity: kept, never restored.
+    pub cluster_file: Option<String>,
+}
+
+impl StoreLayout {
+    /// From settings as a manifest records them, with the server's own defaults for what is not said.
+    pub fn from_settings(settings: &BTreeMap<String, String>, version: &str) -> Self {
+        let get = |name: &str, default: &str| {
+            settings.get(name).filter(|value| !value.is_empty()).cloned().unwrap_or_else(|| default.to_owned())
+        };
+        let major = version_parts(version).map_or(7, |(major, _)| major);
+        Self {
+            has_append_only: settings.get("appendonly").is_some_and(|value| value == "yes"),
+            dump_file: get("dbfilename", "dump.rdb"),
+            append_directory: (major >= 7 || settings.contains_key("appenddirname"))
+                .then(|| get("appenddirname", "appendonlydir")),
+            append_file: get("appendfilename", "appendonly.aof"),
+            cluster_file: settings.get("cluster-config-file").cloned(),
+        }
+    }
+}
+
+/// `7.0.15` as (7, 0).
+pub(super) fn version_parts(version: &str) -> Option<(u32, u32)> {
+    let mut parts = version.split('.').map(|part| part.parse().ok());
+    Some((parts.next()??, parts.next().flatten().unwrap_or(0)))
+}
+
+/// One stored node, as its manifests tell.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SourceFacts {
+    /// Its name in the snapshot.
+    pub node: NodeName,
+    /// How it fared; only completed nodes can be restored.
+    pub status: NodeStatus,
+    /// What it was.
+    pub description: NodeDescription,
+    /// Keys of its dump.
+    pub keys: Option<KeyCounts>,
+    /// Sizes.
+    pub totals: NodeTotals,
+    /// Names in its own directory; empty where they were not read.
+    pub names: Vec<String>,
+}
+
+impl SourceFacts {
+    /// All nodes of a snapshot, without the names in their directories.
+    pub fn of_snapshot(snapshot: &ClusterManifest) -> Vec<Self> {
+        let facts = |record: &super::manifest::NodeRecord| Self {
+            node: record.name.clone(),
+            status: record.status,
+            description: record.description.clone(),
+            keys: record.keys,
+            totals: record.totals,
+            names: Vec::new(),
+        };
+        snapshot.nodes.iter().map(facts).collect()
+    }
+}
+
+/// One target node, inspected.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct TargetFacts {
+    /// Its configured name; empty where only files are placed.
+    pub node: String,
+    /// Its data directory on this host; `None` where the configuration names none.
+    pub directory: Option<DirectoryFacts>,
+    /// What its server said; `None`: it does not answer.
+    pub server: Option<ServerFacts>,
+    /// Why it could not be asked although something is there (password, rights): nothing is known then.
+    pub server_fault: Option<String>,
+    /// There is a command that stops its supervisor.
+    pub has_stop: bool,
+    /// There is a command that starts it.
+    pub has_start: bool,
+}
+
+/// A data directory on this host.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct DirectoryFacts {
+    /// As configured.
+    pub path: PathBuf,
+    /// With symbolic links resolved: the directory that is replaced.
+    pub resolved: PathBuf,
+    /// There is one now.
+    pub exists: bool,
+    /// It is the root of a mount, so that it cannot be renamed.
+    pub is_mountpoint: bool,
+    /// What stands in the way of reading and replacing it as us, in the system's words.
+    pub fault: Option<String>,
+    /// Whose it is.
+    pub owner: (u32, u32),
+    /// Bytes that may still be written on its file system.
+    pub free_bytes: u64,
+    /// Bytes of the files in it.
+    pub used_bytes: u64,
+    /// When the youngest of its data files changed; `None` without any.
+    pub newest: Option<Timestamp>,
+    /// Names in it that are neither the store's data nor ours: they are carried over (configuration, cluster identity).
+    pub carried: Vec<String>,
+    /// Bytes of those.
+    pub carried_bytes: u64,
+    /// It holds append-only files of the multi-part form.
+    pub has_append_directory: bool,
+}
+
+/// A server that answers.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ServerFacts {
+    /// `redis` or `valkey`.
+    pub store: String,
+    /// Its version, as it says.
+    pub version: String,
+    /// `master` or `slave`.
+    pub role: String,
+    /// Its process.
+    pub pid: u32,
+    /// It is reading its data.
+    pub is_loading: bool,
+    /// Directory that it works in, as it says.
+    pub directory: Option<PathBuf>,
+    /// Its settings, named as in a manifest.
+    pub settings: BTreeMap<String, String>,
+    /// It is a node of a Redis Cluster.
+    pub in_cluster: bool,
+    /// `cluster_state:ok`, for cluster nodes.
+    pub cluster_ok: bool,
+    /// Inclusive ranges of its slots.
+    pub slots: Vec<(u16, u16)>,
+    /// Replicas that follow it, or would as cluster nodes.
+    pub replicas: u64,
+    /// Keys of all databases.
+    pub keys: u64,
+    /// Writes since it last saved.
+    pub changes: u64,
+    /// When it last saved, or was started; seconds since 1970.
+    pub saved_at: i64,
+    /// Keys that the last load brought; `None` before Redis 7.
+    pub loaded_keys: Option<u64>,
+    /// Keys that the last load passed over because their time had come.
+    pub loaded_expired: Option<u64>,
+    /// How far a load is, in bytes; for noticing one that stands still.
+    pub loaded_bytes: u64,
+}
+
+impl ServerFacts {
+    /// Where it looks for its data.
+    pub fn layout(&self) -> StoreLayout {
+        StoreLayout::from_settings(&self.settings, &self.version)
+    }
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreRequest {
+    /// The configured cluster that is restored into; it is what `--confirm` must repeat.
+    pub target_cluster: String,
+    /// Only these stored nodes; empty: all of them.
+    pub nodes: Vec<NodeName>,
+    /// Stored node to target node, where the names do not tell.
+    pub map: Vec<(NodeName, NodeName)>,
+    /// What runs need not be saved into the directory that is set aside.
+    pub discard_current: bool,
+    /// What the operator typed to confirm the loss of newer data.
+    pub confirm: Option<String>,
+}

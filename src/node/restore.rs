@@ -1,0 +1,418 @@
+//! One node of a restore on this host, step by step: inspect, stage, stop, swap, start, check, and the ways back.
+//!
+//! **Invariants.** Until the swap the old directory is not touched; after it either the old or the restored one is in
+//! place whole. A step writes its record before it begins. Nothing is deleted but what a restore made or set aside.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::sync::Mutex;
+
+use super::fresh_directory::{FreshDirectory, Owner};
+use super::journal::{RestoreRecord, StateDirectory, Step, TargetLock, inode};
+use super::restore_copy::{PlaceProgress, PlaceReceipt, place};
+use super::restore_error::RestoreError;
+use super::servers::{Server, ServerLimits};
+use super::site::{carry_over, inspect_directory};
+use super::swap::{Steps, note, settle, swap, swap_back};
+use crate::driver::NodeSite;
+use crate::driver::control::StoreControl;
+use crate::model::manifest::KeyCounts;
+use crate::model::restore_plan::{Fit, NodePlan, ServerFacts, StoreLayout, TargetFacts};
+use crate::repo::{NodeTree, SnapshotSource};
+
+/// What was compared after the start.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CheckReceipt {
+    /// Keys that the server loaded, those that it passed over as expired included; `None` where it was not started.
+    pub keys: Option<u64>,
+    /// Whether they were compared with the snapshot's count.
+    pub is_compared: bool,
+}
+
+/// A node whose files are on this host.
+#[derive(Debug)]
+pub struct LocalRestore {
+    cluster: String,
+    node: String,
+    site: NodeSite,
+    server: Option<Server>,
+    state: StateDirectory,
+    steps: Arc<Steps>,
+    progress: Arc<PlaceProgress>,
+    working: Mutex<Option<Working>>,
+}
+
+#[derive(Debug)]
+struct Working {
+    record: RestoreRecord,
+    _lock: TargetLock,
+    /// It ran when we came, and was stopped by us.
+    was_stopped: bool,
+}
+
+impl LocalRestore {
+    /// A configured node. `control` is absent for stores that are no servers (plain directories).
+    pub fn new(
+        cluster: &str,
+        node: &str,
+        site: NodeSite,
+        control: Option<Arc<dyn StoreControl>>,
+        state: StateDirectory,
+        limits: ServerLimits,
+    ) -> Self {
+        let server = control.map(|control| Server {
+            node: node.to_owned(),
+            control,
+            stop: site.stop.clone(),
+            start: site.start.clone(),
+            limits,
+        });
+        Self {
+            cluster: cluster.to_owned(),
+            node: node.to_owned(),
+            site,
+            server,
+            state,
+            steps: Arc::default(),
+            progress: Arc::default(),
+            working: Mutex::new(None),
+        }
+    }
+
+    /// Its name.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// Counts while [`Self::stage`] runs.
+    pub fn progress(&self) -> Arc<PlaceProgress> {
+        self.progress.clone()
+    }
+
+    /// Looks, and touches nothing. `stored` is the layout of what is to be restored, for servers that cannot tell theirs.
+    pub async fn inspect(&self, stored: Option<StoreLayout>) -> Result<TargetFacts, RestoreError> {
+        let mut facts = TargetFacts {
+            node: self.node.clone(),
+            has_stop: !self.site.stop.is_empty(),
+            has_start: !self.site.start.is_empty(),
+            ..TargetFacts::default()
+        };
+        if let Some(server) = &self.server {
+            match server.control.look().await {
+                Ok(seen) => facts.server = seen,
+                Err(error) => facts.server_fault = Some(error.to_string()),
+            }
+        }
+        if let Some(seen) = &mut facts.server
+            && let Some(directory) = &seen.directory
+        {
+            // Its own spelling may lead through links.
+            seen.directory = Some(directory.canonicalize().unwrap_or_else(|_| directory.clone()));
+        }
+        if let Some(path) = self.site.data_directory.clone() {
+            let layout = facts
+                .server
+                .as_ref()
+                .filter(|server| !server.is_loading)
+                .map(ServerFacts::layout)
+                .or(stored)
+                .filter(|_| self.server.is_some());
+            facts.directory = Some(blocking(move || inspect_directory(&path, layout.as_ref())).await?);
+        }
+        Ok(facts)
+    }
+
+    /// Places the files beside the data directory. On an error nothing is left of them.
+    pub async fn stage(
+        &self,
+        plan: &NodePlan,
+        source: Arc<dyn SnapshotSource>,
+        tree: NodeTree,
+        now_us: i64,
+    ) -> Result<PlaceReceipt, RestoreError> {
+        let lock = self.state.lock(&plan.directory)?;
+        if let Some(other) = self.state.records()?.into_iter().find(|record| {
+            record.directory == plan.directory && !matches!(record.step, Step::Swapped | Step::Checked | Step::RolledBack)
+        }) {
+            return Err(RestoreError::refused(
+                plan.directory.display().to_string(),
+                format!("the restore {} of it was interrupted and not recovered", other.id),
+            ));
+        }
+        let shown = format!("{}/{}/{}", tree.snapshot.cluster, tree.snapshot.date, tree.manifest.node);
+        let mut record = RestoreRecord::new(plan, &self.cluster, shown, now_us)?;
+        note(&self.state, &mut record, Step::Staging, &self.steps)?;
+        let mut working = self.working.lock().await;
+        let record = &mut working.insert(Working { record, _lock: lock, was_stopped: false }).record;
+        let placed = self.place(plan, source, tree, record).await;
+        if !matches!(placed, Ok(_) | Err(RestoreError::Interrupted { .. })) {
+            let cleared = settle(&self.state, record, &self.steps);
+            *working = None;
+            cleared?;
+        }
+        placed
+    }
+
+    async fn place(
+        &self,
+        plan: &NodePlan,
+        source: Arc<dyn SnapshotSource>,
+        tree: NodeTree,
+        record: &mut RestoreRecord,
+    ) -> Result<PlaceReceipt, RestoreError> {
+        let is_root = rustix::process::geteuid().is_root();
+        let owner = match plan.owner {
+            Some((uid, gid)) if is_root => Owner::Fixed(uid, gid),
+            None if is_root => Owner::AsCaptured,
+            _ => Owner::Ourselves,
+        };
+        let like = plan.owner.is_some().then_some(plan.directory.as_path());
+        let root_mode = like.and_then(|path| path.metadata().ok()).map(|meta| std::os::unix::fs::MetadataExt::mode(&meta));
+        let fresh = Arc::new(FreshDirectory::create(&record.fresh, owner, like)?);
+        let receipt = place(source, tree, fresh, &plan.fit, root_mode, self.progress.clone()).await?;
+        if let Some(parent) = record.fresh.parent() {
+            super::fresh_directory::sync_directory(parent)?;
+        }
+        record.new = inode(&record.fresh)?;
+        note(&self.state, record, Step::Staged, &self.steps)?;
+        Ok(receipt)
+    }
+
+    /// Stops the server, saving into the directory that is set aside where the plan says so.
+    pub async fn stop(&self, plan: &NodePlan) -> Result<(), RestoreError> {
+        let Some(server) = &self.server else { return Ok(()) };
+        match server.control.look().await? {
+            None => Ok(()),
+            Some(now) => {
+                let before = plan
+                    .before
+                    .as_ref()
+                    .ok_or_else(|| RestoreError::refused(&self.node, "it was started since the plan was made"))?;
+                if now.role != "master" || now.slots != before.slots {
+                    return Err(RestoreError::refused(&self.node, "its role or its slots changed since the plan was made"));
+                }
+                if let Some(working) = self.working.lock().await.as_mut() {
+                    // Said before it is tried: a stop that timed out may still happen.
+                    working.was_stopped = true;
+                }
+                server.stop(&now, plan.save_first).await
+            }
+        }
+    }
+
+    /// Puts the restored directory in place. The server must be down, and is looked for again right before.
+    pub async fn swap(&self, plan: &NodePlan) -> Result<(), RestoreError> {
+        if let Some(server) = &self.server {
+            server.is_still_stopped().await?;
+        }
+        let (state, steps, plan) = (self.state.clone(), self.steps.clone(), plan.clone());
+        self.with_record(move |record| {
+            carry_over(&plan.directory, &record.fresh, &plan.carried)?;
+            // Between this and the next lies no step that could be mistaken: both records say which inode is which.
+            swap(&state, record, &steps)
+        })
+        .await
+    }
+
+    async fn with_record<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut RestoreRecord) -> Result<T, RestoreError> + Send + 'static,
+    ) -> Result<T, RestoreError> {
+        let mut working = self.working.lock().await;
+        let current = working.as_mut().ok_or_else(|| RestoreError::refused(&self.node, "nothing was staged"))?;
+        let mut record = current.record.clone();
+        let (done, record) = tokio::task::spawn_blocking(move || (work(&mut record), record))
+            .await
+            .map_err(|error| RestoreError::refused(&self.node, error.to_string()))?;
+        current.record = record;
+        done
+    }
+
+    /// Starts the server and waits until it has loaded; `None` where it is left to the operator.
+    pub async fn start(&self, plan: &NodePlan) -> Result<Option<ServerFacts>, RestoreError> {
+        let Some(server) = self.server.as_ref().filter(|_| plan.start) else { return Ok(None) };
+        server.is_still_stopped().await?;
+        server.start().await.map(Some)
+    }
+
+    /// Compares what was loaded with what was stored.
+    pub async fn check(&self, plan: &NodePlan) -> Result<CheckReceipt, RestoreError> {
+        let Some(server) = self.server.as_ref().filter(|_| plan.start) else {
+            return self.checked(CheckReceipt::default()).await;
+        };
+        let wrong = |reason: String| RestoreError::Wrong { node: self.node.clone(), reason };
+        let mut now = server.wait_loaded().await?;
+        if now.role != "master" {
+            return Err(wrong("it came back as a replica: its master overwrites what was restored".to_owned()));
+        }
+        if let Some(directory) = &now.directory
+            && directory.canonicalize().ok().as_ref() != Some(&plan.directory)
+        {
+            return Err(wrong(format!("it was started on {}, not on {}", directory.display(), plan.directory.display())));
+        }
+        let receipt = compare(plan.keys, &now).map_err(wrong)?;
+        if let Some(before) = plan.before.as_ref().filter(|before| before.in_cluster && before.cluster_ok) {
+            now = server.wait_cluster(&before.slots).await?;
+            tracing::info!(node = %self.node, keys = now.keys, "the cluster is well again");
+        }
+        self.checked(receipt).await
+    }
+
+    async fn checked(&self, receipt: CheckReceipt) -> Result<CheckReceipt, RestoreError> {
+        let (state, steps) = (self.state.clone(), self.steps.clone());
+        self.with_record(move |record| note(&state, record, Step::Checked, &steps)).await?;
+        *self.working.lock().await = None;
+        Ok(receipt)
+    }
+
+    /// Gives up, at any point before [`Self::check`] returned well: the old directory is in place again, what was placed
+    /// is deleted, and the server runs again if it ran before. Fine when nothing was begun.
+    pub async fn undo(&self, plan: &NodePlan) -> Result<(), RestoreError> {
+        let mut working = self.working.lock().await;
+        let Some(mut current) = working.take() else { return Ok(()) };
+        if current.record.step != Step::Staging
+            && current.record.step != Step::Staged
+            && let Some(server) = &self.server
+            && let Some(now) = server.control.look().await?
+        {
+            // It runs on the restored data, which is given up.
+            server.stop(&now, false).await?;
+        }
+        let (state, steps, mut record) = (self.state.clone(), self.steps.clone(), current.record.clone());
+        current.record = blocking(move || {
+            swap_back(&state, &mut record, &steps)?;
+            settle(&state, &mut record, &steps)?;
+            Ok(record)
+        })
+        .await?;
+        if let Some(server) = self.server.as_ref().filter(|_| current.was_stopped && plan.start) {
+            match server.control.look().await {
+                Ok(Some(_)) => {
+                    server.resume().await;
+                    server.wait_loaded().await?
+                }
+                _ => server.start().await?,
+            };
+        }
+        Ok(())
+    }
+
+    /// The restores of this node that can be rolled back or settled, the oldest first.
+    pub fn records(&self) -> Result<Vec<RestoreRecord>, RestoreError> {
+        let mut records = self.state.records()?;
+        records.retain(|record| record.cluster == self.cluster && record.node == self.node);
+        Ok(records)
+    }
+
+    /// Puts the directory from before the newest restore back; the restored one is kept aside until it is settled.
+    /// `None` when there is nothing to go back to. The server runs afterwards if it ran before and can be started.
+    pub async fn roll_back(&self) -> Result<Option<RestoreRecord>, RestoreError> {
+        let Some(found) = self.state.in_place(&self.cluster, &self.node)? else { return Ok(None) };
+        let _lock = self.state.lock(&found.directory)?;
+        let mut was_stopped = false;
+        if let Some(server) = &self.server
+            && let Some(now) = server.control.look().await?
+        {
+            if self.site.start.is_empty() {
+                return Err(RestoreError::refused(
+                    &self.node,
+                    "it runs, and no start command is known; set it in the configuration, or stop it first",
+                ));
+            }
+            server.stop(&now, true).await?;
+            was_stopped = true;
+        }
+        let (state, steps, mut record) = (self.state.clone(), self.steps.clone(), found);
+        let record = blocking(move || swap_back(&state, &mut record, &steps).map(|()| record)).await;
+        if let Some(server) = self.server.as_ref().filter(|_| was_stopped) {
+            // Also when the swap was refused: then it runs on as it did.
+            server.start().await?;
+        }
+        record.map(Some)
+    }
+
+    /// Deletes what restores of this node have set aside. Returns how many were let go.
+    pub async fn settle(&self) -> Result<usize, RestoreError> {
+        let records = self.records()?;
+        let count = records.len();
+        for mut record in records {
+            let _lock = self.state.lock(&record.directory)?;
+            let (state, steps) = (self.state.clone(), self.steps.clone());
+            blocking(move || settle(&state, &mut record, &steps)).await?;
+        }
+        Ok(count)
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, RestoreError> + Send + 'static) -> Result<T, RestoreError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| RestoreError::refused("restore", error.to_string()))?
+}
+
+/// Whether what was loaded can be what was stored.
+fn compare(stored: Option<KeyCounts>, now: &ServerFacts) -> Result<CheckReceipt, String> {
+    let loaded = now.loaded_keys.map(|keys| keys + now.loaded_expired.unwrap_or(0));
+    let Some(stored) = stored else { return Ok(CheckReceipt { keys: Some(loaded.unwrap_or(now.keys)), is_compared: false }) };
+    if loaded == Some(stored.total) {
+        return Ok(CheckReceipt { keys: loaded, is_compared: true });
+    }
+    // Append-only files, and servers before 7.0: what is there, with room for keys whose time has come since.
+    let tells = loaded.is_some() && !now.layout().has_append_only;
+    let least = stored.total.saturating_sub(stored.volatile.max(stored.expired));
+    if !tells && (least..=stored.total).contains(&now.keys) {
+        return Ok(CheckReceipt { keys: Some(now.keys), is_compared: true });
+    }
+    let found = if tells { loaded.unwrap_or(now.keys) } else { now.keys };
+    Err(format!("it loaded {found} keys, and the snapshot holds {}", stored.total))
+}
+
+/// Places a node's files into a directory that does not exist yet or is empty, and touches no server. On an error
+/// what was made is deleted again.
+pub async fn place_only(
+    directory: PathBuf,
+    source: Arc<dyn SnapshotSource>,
+    tree: NodeTree,
+    progress: Arc<PlaceProgress>,
+) -> Result<PlaceReceipt, RestoreError> {
+    let owner = if rustix::process::geteuid().is_root() { Owner::AsCaptured } else { Owner::Ourselves };
+    let existed = match std::fs::read_dir(&directory) {
+        Ok(mut entries) => match entries.next() {
+            None => true,
+            Some(_) => {
+                return Err(RestoreError::refused(
+                    directory.display().to_string(),
+                    "it is not empty; name a directory that does not exist yet",
+                ));
+            }
+        },
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+        Err(error) => return Err(RestoreError::file("list", &directory)(error)),
+    };
+    let space_at = if existed {
+        directory.as_path()
+    } else {
+        directory.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(std::path::Path::new("."))
+    };
+    let space = rustix::fs::statvfs(space_at).map_err(RestoreError::file("look at", space_at))?;
+    let (free, needed) = (space.f_bavail.saturating_mul(space.f_frsize), tree.manifest.totals.total_bytes);
+    if free < needed {
+        let reason = format!("{needed} bytes are needed and {free} are free on its file system");
+        return Err(RestoreError::refused(directory.display().to_string(), reason));
+    }
+    let fresh =
+        if existed { FreshDirectory::open(&directory, owner, None)? } else { FreshDirectory::create(&directory, owner, None)? };
+    let placed = place(source, tree, Arc::new(fresh), &Fit::default(), None, progress).await;
+    if placed.is_err() {
+        let removed = if existed { clear(&directory) } else { std::fs::remove_dir_all(&directory) };
+        removed.map_err(RestoreError::file("clear", &directory))?;
+    }
+    placed
+}
+
+fn clear(directory: &std::path::Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() { std::fs::remove_dir_all(entry.path())? } else { std::fs::remove_file(entry.path())? }
+    }
+    Ok(())
+}

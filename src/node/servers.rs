@@ -1,0 +1,267 @@
+//! Stopping and starting a node's store: by its supervisor's commands or its own protocol, and believed only when seen.
+
+use std::io::{Read, Seek};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::restore_error::RestoreError;
+use crate::driver::DriverError;
+use crate::driver::control::StoreControl;
+use crate::model::names::escape;
+use crate::model::restore_plan::ServerFacts;
+
+/// How often a state is looked at.
+const POLL: Duration = Duration::from_millis(50);
+/// Most of a command's output that is kept for the message.
+const OUTPUT_BYTES_MAX: u64 = 2048;
+
+/// How long what may take.
+#[derive(Debug, Clone)]
+pub struct ServerLimits {
+    /// A stop or start command. systemd itself gives up after 90 s.
+    pub command: Duration,
+    /// From the end of the stop to the process being gone.
+    pub gone: Duration,
+    /// From the end of the start command to the first answer.
+    pub answer: Duration,
+    /// Loading without a byte of progress.
+    pub stall: Duration,
+    /// For a cluster to be well again: twice the usual cluster-node-timeout, and the time to agree.
+    pub cluster: Duration,
+    /// Writes are held back for so long between the save and the stop, at most.
+    pub pause: Duration,
+}
+
+impl Default for ServerLimits {
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Self {
+            command: seconds(120),
+            gone: seconds(120),
+            answer: seconds(60),
+            stall: seconds(120),
+            cluster: seconds(60),
+            pause: seconds(3600),
+        }
+    }
+}
+
+/// A store, its commands and its limits.
+#[derive(Debug, Clone)]
+pub(super) struct Server {
+    pub node: String,
+    pub control: Arc<dyn StoreControl>,
+    pub stop: Vec<String>,
+    pub start: Vec<String>,
+    pub limits: ServerLimits,
+}
+
+impl Server {
+    /// Stops what `before` described. It is saved first, unless `save` says not to.
+    pub async fn stop(&self, before: &ServerFacts, save: bool) -> Result<(), RestoreError> {
+        let has_append_only = before.layout().has_append_only;
+        if self.stop.is_empty() {
+            // Append-only files are written and fsynced by any SHUTDOWN.
+            self.control.shut_down(save && !has_append_only).await?;
+        } else {
+            if save {
+                self.save().await?;
+            }
+            if let Err(error) = run(&self.node, "stop command", &self.stop, self.limits.command).await {
+                self.resume().await;
+                return Err(error);
+            }
+        }
+        self.wait_gone(before.pid).await
+    }
+
+    async fn save(&self) -> Result<(), RestoreError> {
+        let saved = self.control.save(self.limits.pause).await;
+        if saved.is_err() {
+            self.resume().await;
+        }
+        Ok(saved?)
+    }
+
+    /// Lets writes go again; a pause that stays is told and ends by itself.
+    pub async fn resume(&self) {
+        if let Err(error) = self.control.resume().await {
+            tracing::warn!(node = %self.node, %error, "writes are held back until the pause ends");
+        }
+    }
+
+    async fn wait_gone(&self, pid: u32) -> Result<(), RestoreError> {
+        let until = Instant::now() + self.limits.gone;
+        loop {
+            let seen = self.control.look().await;
+            match &seen {
+                Ok(None) if !is_alive(pid) => return Ok(()),
+                Ok(Some(facts)) if facts.pid != pid && pid != 0 && !is_alive(pid) => return Err(self.came_back(facts.pid)),
+                // One that is ending may answer anything.
+                _ => {}
+            }
+            if Instant::now() >= until {
+                return Err(RestoreError::DeadlineExceeded {
+                    node: self.node.clone(),
+                    what: "it did not end".to_owned(),
+                    limit: self.limits.gone,
+                });
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    fn came_back(&self, pid: u32) -> RestoreError {
+        let reason = format!(
+            "it was started again by somebody (process {pid}), likely its supervisor: give the supervisor's own stop command"
+        );
+        RestoreError::Command { node: self.node.clone(), what: "stop".to_owned(), reason }
+    }
+
+    /// Nobody answers: to be called right before anything relies on it.
+    pub async fn is_still_stopped(&self) -> Result<(), RestoreError> {
+        match self.control.look().await {
+            Ok(None) => Ok(()),
+            Ok(Some(facts)) => Err(self.came_back(facts.pid)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Starts it and waits until it has loaded.
+    pub async fn start(&self) -> Result<ServerFacts, RestoreError> {
+        run(&self.node, "start command", &self.start, self.limits.command).await?;
+        self.wait_loaded().await
+    }
+
+    /// Waits until it answers and has loaded.
+    pub async fn wait_loaded(&self) -> Result<ServerFacts, RestoreError> {
+        let late = |what: &str, limit| RestoreError::DeadlineExceeded { node: self.node.clone(), what: what.to_owned(), limit };
+        let mut until = Instant::now() + self.limits.answer;
+        let mut what = ("it did not answer after its start; look at its log", self.limits.answer);
+        let mut progress = None;
+        loop {
+            match self.control.look().await {
+                Ok(Some(facts)) if !facts.is_loading => return Ok(facts),
+                Ok(Some(facts)) => {
+                    if progress != Some(facts.loaded_bytes) {
+                        progress = Some(facts.loaded_bytes);
+                        until = Instant::now() + self.limits.stall;
+                        what = ("its load made no progress", self.limits.stall);
+                    }
+                }
+                Ok(None) if progress.is_some() => {
+                    let reason = "it ended while it loaded; look at its log".to_owned();
+                    return Err(RestoreError::Command { node: self.node.clone(), what: "start".to_owned(), reason });
+                }
+                Err(error @ DriverError::Denied { .. }) => return Err(error.into()),
+                Ok(None) | Err(_) => {}
+            }
+            if Instant::now() >= until {
+                return Err(late(what.0, what.1));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Waits until its cluster is well and it is a master with its slots.
+    pub async fn wait_cluster(&self, slots: &[(u16, u16)]) -> Result<ServerFacts, RestoreError> {
+        let until = Instant::now() + self.limits.cluster;
+        loop {
+            let seen = self.control.look().await;
+            match seen {
+                Ok(Some(facts)) if facts.role != "master" => {
+                    let reason = "it is a replica now: the cluster failed it over while it was down, and its new master overwrites what was restored";
+                    return Err(RestoreError::Wrong { node: self.node.clone(), reason: reason.to_owned() });
+                }
+                Ok(Some(facts)) if facts.cluster_ok && facts.slots == slots => return Ok(facts),
+                _ => {}
+            }
+            if Instant::now() >= until {
+                return Err(RestoreError::DeadlineExceeded {
+                    node: self.node.clone(),
+                    what: "the cluster did not become well again".to_owned(),
+                    limit: self.limits.cluster,
+                });
+            }
+            tokio::time::sleep(POLL * 4).await;
+        }
+    }
+}
+
+/// A process is there and not merely waiting to be reaped.
+fn is_alive(pid: u32) -> bool {
+    if pid == 0 {
+        return false;
+    }
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    // The name may hold anything, also parentheses.
+    let state = status.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next());
+    !matches!(state, Some('Z' | 'X') | None)
+}
+
+/// Runs a command of the configuration until it ends; what it says is kept for the message only.
+async fn run(node: &str, what: &str, command: &[String], limit: Duration) -> Result<(), RestoreError> {
+    let failed =
+        |reason: String| RestoreError::Command { node: node.to_owned(), what: format!("{what} `{}`", command.join(" ")), reason };
+    let (program, arguments) = command.split_first().ok_or_else(|| failed("there is none".to_owned()))?;
+    // In memory and not a pipe: a store that the command leaves running may keep it open for ever.
+    let output =
+        rustix::fs::memfd_create("tintype-output", rustix::fs::MemfdFlags::CLOEXEC).map_err(|error| failed(error.to_string()))?;
+    let mut output = std::fs::File::from(output);
+    let copy = || output.try_clone().map_err(|error| failed(error.to_string()));
+    let mut child = tokio::process::Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(copy()?)
+        .stderr(copy()?)
+        .spawn()
+        .map_err(|error| failed(error.to_string()))?;
+    let Ok(ended) = tokio::time::timeout(limit, child.wait()).await else {
+        let _ = child.start_kill();
+        return Err(failed(format!("it did not end within {limit:?}")));
+    };
+    let status = ended.map_err(|error| failed(error.to_string()))?;
+    if status.success() {
+        return Ok(());
+    }
+    let mut said = Vec::new();
+    if output.rewind().is_ok() {
+        let _ = output.take(OUTPUT_BYTES_MAX).read_to_end(&mut said);
+    }
+    Err(failed(format!("{status}: {}", escape(said.trim_ascii()))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command(text: &str) -> Vec<String> {
+        ["sh", "-c", text].map(str::to_owned).into()
+    }
+
+    #[tokio::test]
+    async fn a_command_that_fails_is_told_with_what_it_said() {
+        let error =
+            run("n", "stop command", &command("echo gone wrong >&2; exit 3"), Duration::from_secs(10)).await.expect_err("fails");
+        assert!(error.to_string().contains("gone wrong"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_command_that_leaves_something_running_is_not_waited_for() {
+        let begun = Instant::now();
+        run("n", "start command", &command("sleep 5 & exit 0"), Duration::from_secs(10)).await.expect("starts");
+        assert!(begun.elapsed() < Duration::from_secs(4));
+    }
+
+    #[test]
+    fn a_process_that_ended_is_not_alive() {
+        let mut child = std::process::Command::new("true").spawn().expect("spawns");
+        let pid = child.id();
+        assert!(is_alive(std::process::id()));
+        child.wait().expect("ends");
+        assert!(!is_alive(pid));
+    }
+}
