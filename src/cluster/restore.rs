@@ -46,13 +46,22 @@ pub type OnStep<'a> = &'a (dyn Fn(RestoreStep) + Sync);
 
 /// Carries out a plan. `nodes` are found by their names; `is_cancelled` is asked between steps until the swap, which
 /// is the point of no return for a wish to stop (not for an error).
-pub async fn restore(plan: &RestorePlan, nodes: &[Arc<dyn RestoreNode>], on_step: OnStep<'_>, is_cancelled: &(dyn Fn() -> bool + Sync)) -> RestoreReport {
+pub async fn restore(
+    plan: &RestorePlan,
+    nodes: &[Arc<dyn RestoreNode>],
+    on_step: OnStep<'_>,
+    is_cancelled: &(dyn Fn() -> bool + Sync),
+) -> RestoreReport {
     let mut report = RestoreReport { id: plan.id, outcome: RestoreOutcome::Undone, nodes: BTreeMap::new(), failures: Vec::new() };
     let mut pairs: Vec<Pair<'_>> = Vec::new();
     for node in &plan.nodes {
         match nodes.iter().find(|candidate| candidate.name() == node.target) {
             Some(found) => pairs.push((node, found)),
-            None => report.failures.push(StepFailure { node: node.target.clone(), step: RestoreStep::Stage, reason: "nobody acts for this node".to_owned() }),
+            None => report.failures.push(StepFailure {
+                node: node.target.clone(),
+                step: RestoreStep::Stage,
+                reason: "nobody acts for this node".to_owned(),
+            }),
         }
     }
     if let Some(refusal) = plan.refusals.first() {
@@ -75,7 +84,12 @@ pub async fn restore(plan: &RestorePlan, nodes: &[Arc<dyn RestoreNode>], on_step
     report
 }
 
-async fn steps(pairs: &[Pair<'_>], report: &mut RestoreReport, on_step: OnStep<'_>, is_cancelled: &(dyn Fn() -> bool + Sync)) -> Result<(), Vec<StepFailure>> {
+async fn steps(
+    pairs: &[Pair<'_>],
+    report: &mut RestoreReport,
+    on_step: OnStep<'_>,
+    is_cancelled: &(dyn Fn() -> bool + Sync),
+) -> Result<(), Vec<StepFailure>> {
     let cancelled = |step| {
         let failure = StepFailure { node: "restore".to_owned(), step, reason: "it was interrupted".to_owned() };
         if is_cancelled() { Err(vec![failure]) } else { Ok(()) }
@@ -96,7 +110,9 @@ async fn steps(pairs: &[Pair<'_>], report: &mut RestoreReport, on_step: OnStep<'
     on_step(RestoreStep::Start);
     all(join_all(pairs.iter().map(|(plan, node)| node.start(plan))).await)?;
     on_step(RestoreStep::Check);
-    for ((plan, _), (keys, is_compared)) in pairs.iter().zip(all(join_all(pairs.iter().map(|(plan, node)| node.check(plan))).await)?) {
+    for ((plan, _), (keys, is_compared)) in
+        pairs.iter().zip(all(join_all(pairs.iter().map(|(plan, node)| node.check(plan))).await)?)
+    {
         let node = report.nodes.entry(plan.target.clone()).or_default();
         (node.keys, node.is_compared) = (keys, is_compared);
     }

@@ -27,12 +27,15 @@ pub struct StoreLayout {
 impl StoreLayout {
     /// From settings as a manifest records them, with the server's own defaults for what is not said.
     pub fn from_settings(settings: &BTreeMap<String, String>, version: &str) -> Self {
-        let get = |name: &str, default: &str| settings.get(name).filter(|value| !value.is_empty()).cloned().unwrap_or_else(|| default.to_owned());
+        let get = |name: &str, default: &str| {
+            settings.get(name).filter(|value| !value.is_empty()).cloned().unwrap_or_else(|| default.to_owned())
+        };
         let major = version_parts(version).map_or(7, |(major, _)| major);
         Self {
             has_append_only: settings.get("appendonly").is_some_and(|value| value == "yes"),
             dump_file: get("dbfilename", "dump.rdb"),
-            append_directory: (major >= 7 || settings.contains_key("appenddirname")).then(|| get("appenddirname", "appendonlydir")),
+            append_directory: (major >= 7 || settings.contains_key("appenddirname"))
+                .then(|| get("appenddirname", "appendonlydir")),
             append_file: get("appendfilename", "appendonly.aof"),
             cluster_file: settings.get("cluster-config-file").cloned(),
         }

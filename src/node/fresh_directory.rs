@@ -16,7 +16,8 @@ use crate::model::names::TreePath;
 /// Longest label that is copied; SELinux labels are far shorter.
 const LABEL_BYTES_MAX: usize = 4096;
 const LABEL: &str = "security.selinux";
-const BENEATH: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS).union(ResolveFlags::NO_XDEV);
+const BENEATH: ResolveFlags =
+    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS).union(ResolveFlags::NO_XDEV);
 
 /// Who owns what is placed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +78,8 @@ impl FreshDirectory {
 
     fn directory_of(&self, path: &TreePath) -> Result<OwnedFd, RestoreError> {
         let parent = path.parent().unwrap_or_default();
-        self.beneath(&parent, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty()).map_err(RestoreError::file("open", &self.shown(&parent)))
+        self.beneath(&parent, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty())
+            .map_err(RestoreError::file("open", &self.shown(&parent)))
     }
 
     /// Makes a directory that only we may enter; [`Self::finish_directory`] opens it to others.
@@ -92,12 +94,14 @@ impl FreshDirectory {
         let parent = self.directory_of(path)?;
         let name = std::ffi::OsStr::from_encoded(path.file_name());
         let shown = self.shown(path);
-        rustix::fs::symlinkat(std::ffi::OsStr::from_encoded(target), &parent, name).map_err(RestoreError::file("link", &shown))?;
+        rustix::fs::symlinkat(std::ffi::OsStr::from_encoded(target), &parent, name)
+            .map_err(RestoreError::file("link", &shown))?;
         if let Some((uid, gid)) = self.owner_for(owner) {
             rustix::fs::chownat(&parent, name, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::SYMLINK_NOFOLLOW)
                 .map_err(RestoreError::file("give away", &shown))?;
         }
-        rustix::fs::utimensat(&parent, name, &times(modified_ns), AtFlags::SYMLINK_NOFOLLOW).map_err(RestoreError::file("date", &shown))
+        rustix::fs::utimensat(&parent, name, &times(modified_ns), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(RestoreError::file("date", &shown))
     }
 
     /// Makes a file, readable by us alone until [`Self::finish_file`].
@@ -112,15 +116,23 @@ impl FreshDirectory {
     }
 
     /// Owner, mode, label and time of a whole file, and everything of it on the disk.
-    pub fn finish_file(&self, file: &File, path: &TreePath, mode: u32, owner: (u32, u32), modified_ns: i64) -> Result<(), RestoreError> {
+    pub fn finish_file(
+        &self,
+        file: &File,
+        path: &TreePath,
+        mode: u32,
+        owner: (u32, u32),
+        modified_ns: i64,
+    ) -> Result<(), RestoreError> {
         self.dress(file, path, mode, owner, modified_ns)?;
         file.sync_all().map_err(RestoreError::file("write", &self.shown(path)))
     }
 
     /// The same for a directory, after all its entries.
     pub fn finish_directory(&self, path: &TreePath, mode: u32, owner: (u32, u32), modified_ns: i64) -> Result<(), RestoreError> {
-        let directory =
-            self.beneath(path, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty()).map_err(RestoreError::file("open", &self.shown(path)))?;
+        let directory = self
+            .beneath(path, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty())
+            .map_err(RestoreError::file("open", &self.shown(path)))?;
         let directory = File::from(directory);
         self.dress(&directory, path, mode, owner, modified_ns)?;
         directory.sync_all().map_err(RestoreError::file("write", &self.shown(path)))
@@ -129,7 +141,8 @@ impl FreshDirectory {
     fn dress(&self, file: &File, path: &TreePath, mode: u32, owner: (u32, u32), modified_ns: i64) -> Result<(), RestoreError> {
         let shown = self.shown(path);
         if let Some((uid, gid)) = self.owner_for(owner) {
-            rustix::fs::fchown(file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).map_err(RestoreError::file("give away", &shown))?;
+            rustix::fs::fchown(file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+                .map_err(RestoreError::file("give away", &shown))?;
         }
         // Never setuid, setgid or sticky: what comes out of a repository must not get rights by itself.
         rustix::fs::fchmod(file, Mode::from_raw_mode(mode & 0o777)).map_err(RestoreError::file("set the mode of", &shown))?;

@@ -91,7 +91,9 @@ impl RestoreRecord {
     pub fn new(plan: &NodePlan, cluster: &str, source: String, now_us: i64) -> Result<Self, RestoreError> {
         let shown = plan.directory.display().to_string();
         let (fresh, before) = match plan.swap {
-            SwapKind::Entries => (plan.directory.join(format!(".tintype-{}", plan.id)), plan.directory.join(format!(".before-{}", plan.id))),
+            SwapKind::Entries => {
+                (plan.directory.join(format!(".tintype-{}", plan.id)), plan.directory.join(format!(".before-{}", plan.id)))
+            }
             SwapKind::Rename => {
                 let refused = || RestoreError::refused(&shown, "it has no name or no directory above it");
                 let name = plan.directory.file_name().ok_or_else(refused)?.to_string_lossy().into_owned();
@@ -149,7 +151,11 @@ impl StateDirectory {
     /// Opens `path`, making it (for us alone) where it is not there.
     pub fn open(path: &Path) -> Result<Self, RestoreError> {
         let restores = path.join("restores");
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&restores).map_err(RestoreError::file("make", &restores))?;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&restores)
+            .map_err(RestoreError::file("make", &restores))?;
         Ok(Self { restores })
     }
 
@@ -163,10 +169,13 @@ impl StateDirectory {
     pub fn lock(&self, directory: &Path) -> Result<TargetLock, RestoreError> {
         let name = blake3::hash(directory.as_os_str().as_encoded_bytes()).to_hex();
         let path = self.restores.join(format!("{}.lock", &name[..16]));
-        let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(RestoreError::file("open", &path))?;
+        let file =
+            File::options().create(true).truncate(false).write(true).open(&path).map_err(RestoreError::file("open", &path))?;
         match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(TargetLock { _file: file }),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(RestoreError::refused(directory.display().to_string(), "another restore is working on it")),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                Err(RestoreError::refused(directory.display().to_string(), "another restore is working on it"))
+            }
             Err(error) => Err(RestoreError::file("lock", &path)(error)),
         }
     }

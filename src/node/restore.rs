@@ -18,7 +18,7 @@ use super::swap::{Steps, note, settle, swap, swap_back};
 use crate::driver::NodeSite;
 use crate::driver::control::StoreControl;
 use crate::model::manifest::KeyCounts;
-use crate::model::restore_plan::{Fit, NodePlan, ServerFacts, StoreLayout, TargetFacts};
+use crate::model::restore_plan::{DirectoryFacts, Fit, NodePlan, ServerFacts, StoreLayout, TargetFacts};
 use crate::repo::{NodeTree, SnapshotSource};
 
 /// What was compared after the start.
@@ -53,8 +53,21 @@ struct Working {
 
 impl LocalRestore {
     /// A configured node. `control` is absent for stores that are no servers (plain directories).
-    pub fn new(cluster: &str, node: &str, site: NodeSite, control: Option<Arc<dyn StoreControl>>, state: StateDirectory, limits: ServerLimits) -> Self {
-        let server = control.map(|control| Server { node: node.to_owned(), control, stop: site.stop.clone(), start: site.start.clone(), limits });
+    pub fn new(
+        cluster: &str,
+        node: &str,
+        site: NodeSite,
+        control: Option<Arc<dyn StoreControl>>,
+        state: StateDirectory,
+        limits: ServerLimits,
+    ) -> Self {
+        let server = control.map(|control| Server {
+            node: node.to_owned(),
+            control,
+            stop: site.stop.clone(),
+            start: site.start.clone(),
+            limits,
+        });
         Self {
             cluster: cluster.to_owned(),
             node: node.to_owned(),
@@ -78,8 +91,13 @@ impl LocalRestore {
     }
 
     /// Looks, and touches nothing. `stored` is the layout of what is to be restored, for servers that cannot tell theirs.
-    pub async fn inspect(&self, stored: Option<StoreLayout>) -> Result<TargetFacts, RestoreError> {
-        let mut facts = TargetFacts { node: self.node.clone(), has_stop: !self.site.stop.is_empty(), has_start: !self.site.start.is_empty(), ..TargetFacts::default() };
+    pub async fn inspect(&self, stored: Option<StoreLayout>) -> TargetFacts {
+        let mut facts = TargetFacts {
+            node: self.node.clone(),
+            has_stop: !self.site.stop.is_empty(),
+            has_start: !self.site.start.is_empty(),
+            ..TargetFacts::default()
+        };
         if let Some(server) = &self.server {
             match server.control.look().await {
                 Ok(seen) => facts.server = seen,
@@ -93,19 +111,41 @@ impl LocalRestore {
             seen.directory = Some(directory.canonicalize().unwrap_or_else(|_| directory.clone()));
         }
         if let Some(path) = self.site.data_directory.clone() {
-            let layout = facts.server.as_ref().filter(|server| !server.is_loading).map(ServerFacts::layout).or(stored).filter(|_| self.server.is_some());
-            facts.directory = Some(blocking(move || inspect_directory(&path, layout.as_ref())).await?);
+            let layout = facts
+                .server
+                .as_ref()
+                .filter(|server| !server.is_loading)
+                .map(ServerFacts::layout)
+                .or(stored)
+                .filter(|_| self.server.is_some());
+            let looked = path.clone();
+            facts.directory = Some(match blocking(move || inspect_directory(&looked, layout.as_ref())).await {
+                Ok(seen) => seen,
+                // A refusal of the plan, told with all others.
+                Err(error) => {
+                    DirectoryFacts { resolved: path.clone(), path, fault: Some(error.to_string()), ..DirectoryFacts::default() }
+                }
+            });
         }
-        Ok(facts)
+        facts
     }
 
     /// Places the files beside the data directory. On an error nothing is left of them.
-    pub async fn stage(&self, plan: &NodePlan, source: Arc<dyn SnapshotSource>, tree: NodeTree, now_us: i64) -> Result<PlaceReceipt, RestoreError> {
+    pub async fn stage(
+        &self,
+        plan: &NodePlan,
+        source: Arc<dyn SnapshotSource>,
+        tree: NodeTree,
+        now_us: i64,
+    ) -> Result<PlaceReceipt, RestoreError> {
         let lock = self.state.lock(&plan.directory)?;
         if let Some(other) = self.state.records()?.into_iter().find(|record| {
             record.directory == plan.directory && !matches!(record.step, Step::Swapped | Step::Checked | Step::RolledBack)
         }) {
-            return Err(RestoreError::refused(plan.directory.display().to_string(), format!("the restore {} of it was interrupted and not recovered", other.id)));
+            return Err(RestoreError::refused(
+                plan.directory.display().to_string(),
+                format!("the restore {} of it was interrupted and not recovered", other.id),
+            ));
         }
         let shown = format!("{}/{}/{}", tree.snapshot.cluster, tree.snapshot.date, tree.manifest.node);
         let mut record = RestoreRecord::new(plan, &self.cluster, shown, now_us)?;
@@ -121,7 +161,13 @@ impl LocalRestore {
         placed
     }
 
-    async fn place(&self, plan: &NodePlan, source: Arc<dyn SnapshotSource>, tree: NodeTree, record: &mut RestoreRecord) -> Result<PlaceReceipt, RestoreError> {
+    async fn place(
+        &self,
+        plan: &NodePlan,
+        source: Arc<dyn SnapshotSource>,
+        tree: NodeTree,
+        record: &mut RestoreRecord,
+    ) -> Result<PlaceReceipt, RestoreError> {
         let is_root = rustix::process::geteuid().is_root();
         let owner = match plan.owner {
             Some((uid, gid)) if is_root => Owner::Fixed(uid, gid),
@@ -146,7 +192,10 @@ impl LocalRestore {
         match server.control.look().await? {
             None => Ok(()),
             Some(now) => {
-                let before = plan.before.as_ref().ok_or_else(|| RestoreError::refused(&self.node, "it was started since the plan was made"))?;
+                let before = plan
+                    .before
+                    .as_ref()
+                    .ok_or_else(|| RestoreError::refused(&self.node, "it was started since the plan was made"))?;
                 if now.role != "master" || now.slots != before.slots {
                     return Err(RestoreError::refused(&self.node, "its role or its slots changed since the plan was made"));
                 }
@@ -173,7 +222,10 @@ impl LocalRestore {
         .await
     }
 
-    async fn with_record<T: Send + 'static>(&self, work: impl FnOnce(&mut RestoreRecord) -> Result<T, RestoreError> + Send + 'static) -> Result<T, RestoreError> {
+    async fn with_record<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut RestoreRecord) -> Result<T, RestoreError> + Send + 'static,
+    ) -> Result<T, RestoreError> {
         let mut working = self.working.lock().await;
         let current = working.as_mut().ok_or_else(|| RestoreError::refused(&self.node, "nothing was staged"))?;
         let mut record = current.record.clone();
@@ -188,14 +240,16 @@ impl LocalRestore {
     pub async fn start(&self, plan: &NodePlan) -> Result<Option<ServerFacts>, RestoreError> {
         let Some(server) = self.server.as_ref().filter(|_| plan.start) else { return Ok(None) };
         server.is_still_stopped().await?;
-        server.start().await.map(Some)
+        server.start(&plan.directory).await.map(Some)
     }
 
     /// Compares what was loaded with what was stored.
     pub async fn check(&self, plan: &NodePlan) -> Result<CheckReceipt, RestoreError> {
-        let Some(server) = self.server.as_ref().filter(|_| plan.start) else { return self.checked(CheckReceipt::default()).await };
+        let Some(server) = self.server.as_ref().filter(|_| plan.start) else {
+            return self.checked(CheckReceipt::default()).await;
+        };
         let wrong = |reason: String| RestoreError::Wrong { node: self.node.clone(), reason };
-        let mut now = server.wait_loaded().await?;
+        let mut now = server.wait_loaded(&plan.directory).await?;
         if now.role != "master" {
             return Err(wrong("it came back as a replica: its master overwrites what was restored".to_owned()));
         }
@@ -224,7 +278,8 @@ impl LocalRestore {
     pub async fn undo(&self, plan: &NodePlan) -> Result<(), RestoreError> {
         let mut working = self.working.lock().await;
         let Some(mut current) = working.take() else { return Ok(()) };
-        if current.record.step != Step::Staging && current.record.step != Step::Staged
+        if current.record.step != Step::Staging
+            && current.record.step != Step::Staged
             && let Some(server) = &self.server
             && let Some(now) = server.control.look().await?
         {
@@ -242,9 +297,9 @@ impl LocalRestore {
             match server.control.look().await {
                 Ok(Some(_)) => {
                     server.resume().await;
-                    server.wait_loaded().await?
+                    server.wait_loaded(&plan.directory).await?
                 }
-                _ => server.start().await?,
+                _ => server.start(&plan.directory).await?,
             };
         }
         Ok(())
@@ -267,16 +322,20 @@ impl LocalRestore {
             && let Some(now) = server.control.look().await?
         {
             if self.site.start.is_empty() {
-                return Err(RestoreError::refused(&self.node, "it runs, and no start command is known; set it in the configuration, or stop it first"));
+                return Err(RestoreError::refused(
+                    &self.node,
+                    "it runs, and no start command is known; set it in the configuration, or stop it first",
+                ));
             }
             server.stop(&now, true).await?;
             was_stopped = true;
         }
+        let directory = found.directory.clone();
         let (state, steps, mut record) = (self.state.clone(), self.steps.clone(), found);
         let record = blocking(move || swap_back(&state, &mut record, &steps).map(|()| record)).await;
         if let Some(server) = self.server.as_ref().filter(|_| was_stopped) {
             // Also when the swap was refused: then it runs on as it did.
-            server.start().await?;
+            server.start(&directory).await?;
         }
         record.map(Some)
     }
@@ -317,24 +376,39 @@ fn compare(stored: Option<KeyCounts>, now: &ServerFacts) -> Result<CheckReceipt,
 
 /// Places a node's files into a directory that does not exist yet or is empty, and touches no server. On an error
 /// what was made is deleted again.
-pub async fn place_only(directory: PathBuf, source: Arc<dyn SnapshotSource>, tree: NodeTree, progress: Arc<PlaceProgress>) -> Result<PlaceReceipt, RestoreError> {
+pub async fn place_only(
+    directory: PathBuf,
+    source: Arc<dyn SnapshotSource>,
+    tree: NodeTree,
+    progress: Arc<PlaceProgress>,
+) -> Result<PlaceReceipt, RestoreError> {
     let owner = if rustix::process::geteuid().is_root() { Owner::AsCaptured } else { Owner::Ourselves };
     let existed = match std::fs::read_dir(&directory) {
         Ok(mut entries) => match entries.next() {
             None => true,
-            Some(_) => return Err(RestoreError::refused(directory.display().to_string(), "it is not empty; name a directory that does not exist yet")),
+            Some(_) => {
+                return Err(RestoreError::refused(
+                    directory.display().to_string(),
+                    "it is not empty; name a directory that does not exist yet",
+                ));
+            }
         },
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
         Err(error) => return Err(RestoreError::file("list", &directory)(error)),
     };
-    let space_at = if existed { directory.as_path() } else { directory.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(std::path::Path::new(".")) };
+    let space_at = if existed {
+        directory.as_path()
+    } else {
+        directory.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(std::path::Path::new("."))
+    };
     let space = rustix::fs::statvfs(space_at).map_err(RestoreError::file("look at", space_at))?;
     let (free, needed) = (space.f_bavail.saturating_mul(space.f_frsize), tree.manifest.totals.total_bytes);
     if free < needed {
         let reason = format!("{needed} bytes are needed and {free} are free on its file system");
         return Err(RestoreError::refused(directory.display().to_string(), reason));
     }
-    let fresh = if existed { FreshDirectory::open(&directory, owner, None)? } else { FreshDirectory::create(&directory, owner, None)? };
+    let fresh =
+        if existed { FreshDirectory::open(&directory, owner, None)? } else { FreshDirectory::create(&directory, owner, None)? };
     let placed = place(source, tree, Arc::new(fresh), &Fit::default(), None, progress).await;
     if placed.is_err() {
         let removed = if existed { clear(&directory) } else { std::fs::remove_dir_all(&directory) };

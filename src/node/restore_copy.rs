@@ -10,8 +10,8 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use tokio::sync::Semaphore;
@@ -140,7 +140,10 @@ pub async fn place(
     // The innermost first: a directory's time is that of its last change.
     let fresh = placing.fresh.clone();
     blocking("directories", move || {
-        directories.iter().rev().try_for_each(|(path, entry)| fresh.finish_directory(path, entry.mode, owner_of(entry), entry.modified_ns))
+        directories
+            .iter()
+            .rev()
+            .try_for_each(|(path, entry)| fresh.finish_directory(path, entry.mode, owner_of(entry), entry.modified_ns))
     })
     .await?;
     Ok(receipt)
@@ -154,7 +157,10 @@ async fn take(files: &mut JoinSet<Result<u64, RestoreError>>, receipt: &mut Plac
     Ok(())
 }
 
-async fn blocking<T: Send + 'static>(what: &str, work: impl FnOnce() -> Result<T, RestoreError> + Send + 'static) -> Result<T, RestoreError> {
+async fn blocking<T: Send + 'static>(
+    what: &str,
+    work: impl FnOnce() -> Result<T, RestoreError> + Send + 'static,
+) -> Result<T, RestoreError> {
     tokio::task::spawn_blocking(work).await.map_err(|error| RestoreError::refused(what, error.to_string()))?
 }
 
@@ -164,7 +170,8 @@ fn owner_of(entry: &TreeEntry) -> (u32, u32) {
 
 /// The name at the target. The longest rule that fits wins, so that a file may be renamed within a renamed directory.
 fn renamed(path: &TreePath, fit: &Fit) -> Result<TreePath, RestoreError> {
-    let is_under = |old: &str| path.as_bytes().strip_prefix(old.as_bytes()).is_some_and(|rest| rest.is_empty() || rest[0] == b'/');
+    let is_under =
+        |old: &str| path.as_bytes().strip_prefix(old.as_bytes()).is_some_and(|rest| rest.is_empty() || rest[0] == b'/');
     let rule = fit.renames.iter().filter(|(old, _)| is_under(old)).max_by_key(|(old, _)| old.len());
     let Some((old, new)) = rule else { return Ok(path.clone()) };
     let name = [new.as_bytes(), &path.as_bytes()[old.len()..]].concat();
@@ -201,7 +208,11 @@ fn original_of(originals: &mut HashMap<(BlockId, u32), TreePath>, entry: &TreeEn
 }
 
 async fn place_file(placing: Arc<Placing>, placed: PlacedEntry, path: TreePath) -> Result<u64, RestoreError> {
-    let content = placed.entry.content.clone().ok_or_else(|| RepoError::corrupt(placed.entry.path.to_string(), "a file without content"))?;
+    let content = placed
+        .entry
+        .content
+        .clone()
+        .ok_or_else(|| RepoError::corrupt(placed.entry.path.to_string(), "a file without content"))?;
     let file = Arc::new(placing.fresh.make_file(&path)?);
     placing.fetch(&placed, &content, &file).await?;
     placing.finish(file, placed.entry, path, content.size_bytes).await
@@ -243,7 +254,8 @@ impl Placing {
         let mut writing: JoinSet<Result<(), RestoreError>> = JoinSet::new();
         let mut at = 0;
         while at < content.size_bytes {
-            let wrong = || RepoError::corrupt(format!("{}/{}", self.what(), placed.entry.path), "its segments do not add up to its size");
+            let wrong =
+                || RepoError::corrupt(format!("{}/{}", self.what(), placed.entry.path), "its segments do not add up to its size");
             let run = self.source.segments(&self.tree, placed, at).await?.ok_or_else(wrong)?;
             if run.end() <= at || run.end() > content.size_bytes || run.start() != at {
                 return Err(wrong().into());
@@ -295,7 +307,9 @@ impl Placing {
             let _permit = permit;
             let (offsets, extents): (Vec<u64>, Vec<Extent>) = batch.into_iter().unzip();
             let blocks = placing.source.read_blocks(&placing.tree, &extents).await?;
-            if blocks.len() != extents.len() || blocks.iter().zip(&extents).any(|(block, extent)| block.len() != extent.plain_bytes as usize) {
+            if blocks.len() != extents.len()
+                || blocks.iter().zip(&extents).any(|(block, extent)| block.len() != extent.plain_bytes as usize)
+            {
                 return Err(RepoError::corrupt(placing.what(), "blocks have other lengths than their table says").into());
             }
             let written: u64 = blocks.iter().map(|block| block.len() as u64).sum();
@@ -336,7 +350,9 @@ fn reserve(file: &File, bytes: u64) -> Result<(), rustix::io::Errno> {
 
 /// A base over the dump, an empty increment and a manifest: what a server with `appendonly yes` starts from.
 fn make_append_only(fresh: &FreshDirectory, made: &MadeAppendOnly, root: Option<&TreeEntry>) -> Result<u64, RestoreError> {
-    let path = |name: String| TreePath::new(name).map_err(|error| RestoreError::refused(fresh.path().display().to_string(), error.to_string()));
+    let path = |name: String| {
+        TreePath::new(name).map_err(|error| RestoreError::refused(fresh.path().display().to_string(), error.to_string()))
+    };
     let (owner, modified_ns) = root.map_or(((0, 0), 0), |root| (owner_of(root), root.modified_ns));
     let place = |name: String, fill: &mut dyn FnMut(&File) -> Result<u64, RestoreError>| {
         let path = path(name)?;
@@ -373,14 +389,18 @@ mod tests {
     fn the_longest_rename_wins() {
         let rule = |old: &str, new: &str| (old.to_owned(), new.to_owned());
         let fit = Fit { renames: vec![rule("a", "b"), rule("a/m", "b/n"), rule("dump.rdb", "d")], append_only: None };
-        for (old, new) in [("a", "b"), ("a/x", "b/x"), ("a/m", "b/n"), ("ab", "ab"), ("dump.rdb", "d"), ("x/dump.rdb", "x/dump.rdb")] {
+        for (old, new) in
+            [("a", "b"), ("a/x", "b/x"), ("a/m", "b/n"), ("ab", "ab"), ("dump.rdb", "d"), ("x/dump.rdb", "x/dump.rdb")]
+        {
             assert_eq!(renamed(&path(old), &fit).expect("renames"), path(new));
         }
     }
 
     #[test]
     fn links_that_lead_out_are_known() {
-        for (link, target, out) in [("a", "/etc", true), ("a", "b/../c", false), ("a", "..", true), ("d/a", "../b", false), ("d/a", "../../b", true)] {
+        for (link, target, out) in
+            [("a", "/etc", true), ("a", "b/../c", false), ("a", "..", true), ("d/a", "../b", false), ("d/a", "../../b", true)]
+        {
             assert_eq!(leads_out(&path(link), target.as_bytes()), out, "{link} -> {target}");
         }
     }

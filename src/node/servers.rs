@@ -1,6 +1,8 @@
 //! Stopping and starting a node's store: by its supervisor's commands or its own protocol, and believed only when seen.
 
 use std::io::{Read, Seek};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +17,8 @@ use crate::model::restore_plan::ServerFacts;
 
 /// How often a state is looked at.
 const POLL: Duration = Duration::from_millis(50);
+/// A server that neither answers nor works in its directory for so long has ended.
+const NOBODY_LIMIT: Duration = Duration::from_secs(3);
 /// Most of a command's output that is kept for the message.
 const OUTPUT_BYTES_MAX: u64 = 2048;
 
@@ -38,7 +42,14 @@ pub struct ServerLimits {
 impl Default for ServerLimits {
     fn default() -> Self {
         let seconds = Duration::from_secs;
-        Self { command: seconds(120), gone: seconds(120), answer: seconds(60), stall: seconds(120), cluster: seconds(60), pause: seconds(3600) }
+        Self {
+            command: seconds(120),
+            gone: seconds(120),
+            answer: seconds(60),
+            stall: seconds(120),
+            cluster: seconds(60),
+            pause: seconds(3600),
+        }
     }
 }
 
@@ -97,14 +108,20 @@ impl Server {
                 _ => {}
             }
             if Instant::now() >= until {
-                return Err(RestoreError::DeadlineExceeded { node: self.node.clone(), what: "it did not end".to_owned(), limit: self.limits.gone });
+                return Err(RestoreError::DeadlineExceeded {
+                    node: self.node.clone(),
+                    what: "it did not end".to_owned(),
+                    limit: self.limits.gone,
+                });
             }
             tokio::time::sleep(POLL).await;
         }
     }
 
     fn came_back(&self, pid: u32) -> RestoreError {
-        let reason = format!("it was started again by somebody (process {pid}), likely its supervisor: give the supervisor's own stop command");
+        let reason = format!(
+            "it was started again by somebody (process {pid}), likely its supervisor: give the supervisor's own stop command"
+        );
         RestoreError::Command { node: self.node.clone(), what: "stop".to_owned(), reason }
     }
 
@@ -117,14 +134,15 @@ impl Server {
         }
     }
 
-    /// Starts it and waits until it has loaded.
-    pub async fn start(&self) -> Result<ServerFacts, RestoreError> {
+    /// Starts it and waits until it has loaded. A server that works in `directory` no more has ended.
+    pub async fn start(&self, directory: &Path) -> Result<ServerFacts, RestoreError> {
         run(&self.node, "start command", &self.start, self.limits.command).await?;
-        self.wait_loaded().await
+        self.wait_loaded(directory).await
     }
 
     /// Waits until it answers and has loaded.
-    pub async fn wait_loaded(&self) -> Result<ServerFacts, RestoreError> {
+    pub async fn wait_loaded(&self, directory: &Path) -> Result<ServerFacts, RestoreError> {
+        let mut nobody_since = None;
         let late = |what: &str, limit| RestoreError::DeadlineExceeded { node: self.node.clone(), what: what.to_owned(), limit };
         let mut until = Instant::now() + self.limits.answer;
         let mut what = ("it did not answer after its start; look at its log", self.limits.answer);
@@ -144,7 +162,14 @@ impl Server {
                     return Err(RestoreError::Command { node: self.node.clone(), what: "start".to_owned(), reason });
                 }
                 Err(error @ DriverError::Denied { .. }) => return Err(error.into()),
-                Ok(None) | Err(_) => {}
+                Ok(None) if is_deserted(directory) => {
+                    // Long enough for a start that goes by way of other processes.
+                    if nobody_since.get_or_insert_with(Instant::now).elapsed() > NOBODY_LIMIT {
+                        let reason = "it ended right after its start; look at its log".to_owned();
+                        return Err(RestoreError::Command { node: self.node.clone(), what: "start".to_owned(), reason });
+                    }
+                }
+                Ok(None) | Err(_) => nobody_since = None,
             }
             if Instant::now() >= until {
                 return Err(late(what.0, what.1));
@@ -178,6 +203,23 @@ impl Server {
     }
 }
 
+/// No process works in a directory, for certain: where some may not be looked at, that is not certain.
+fn is_deserted(directory: &Path) -> bool {
+    let Ok(Some(wanted)) = super::journal::inode(directory) else { return false };
+    let Ok(processes) = std::fs::read_dir("/proc") else { return false };
+    for process in processes.flatten() {
+        if process.file_name().as_encoded_bytes().iter().any(|byte| !byte.is_ascii_digit()) {
+            continue;
+        }
+        match std::fs::metadata(process.path().join("cwd")) {
+            Ok(meta) if (meta.dev(), meta.ino()) == wanted => return false,
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return false,
+            _ => {}
+        }
+    }
+    true
+}
+
 /// A process is there and not merely waiting to be reaped.
 fn is_alive(pid: u32) -> bool {
     if pid == 0 {
@@ -191,10 +233,12 @@ fn is_alive(pid: u32) -> bool {
 
 /// Runs a command of the configuration until it ends; what it says is kept for the message only.
 async fn run(node: &str, what: &str, command: &[String], limit: Duration) -> Result<(), RestoreError> {
-    let failed = |reason: String| RestoreError::Command { node: node.to_owned(), what: format!("{what} `{}`", command.join(" ")), reason };
+    let failed =
+        |reason: String| RestoreError::Command { node: node.to_owned(), what: format!("{what} `{}`", command.join(" ")), reason };
     let (program, arguments) = command.split_first().ok_or_else(|| failed("there is none".to_owned()))?;
     // In memory and not a pipe: a store that the command leaves running may keep it open for ever.
-    let output = rustix::fs::memfd_create("tintype-output", rustix::fs::MemfdFlags::CLOEXEC).map_err(|error| failed(error.to_string()))?;
+    let output =
+        rustix::fs::memfd_create("tintype-output", rustix::fs::MemfdFlags::CLOEXEC).map_err(|error| failed(error.to_string()))?;
     let mut output = std::fs::File::from(output);
     let copy = || output.try_clone().map_err(|error| failed(error.to_string()));
     let mut child = tokio::process::Command::new(program)
@@ -229,7 +273,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_command_that_fails_is_told_with_what_it_said() {
-        let error = run("n", "stop command", &command("echo gone wrong >&2; exit 3"), Duration::from_secs(10)).await.expect_err("fails");
+        let error =
+            run("n", "stop command", &command("echo gone wrong >&2; exit 3"), Duration::from_secs(10)).await.expect_err("fails");
         assert!(error.to_string().contains("gone wrong"), "{error}");
     }
 

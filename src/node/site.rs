@@ -39,7 +39,8 @@ pub(super) fn inspect_directory(path: &Path, layout: Option<&StoreLayout>) -> Re
     }
     // In a mountpoint its entries are renamed, elsewhere its own name.
     let written = if facts.is_mountpoint { &facts.resolved } else { &parent };
-    if facts.fault.is_none() && rustix::fs::accessat(CWD, written, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).is_err() {
+    if facts.fault.is_none() && rustix::fs::accessat(CWD, written, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).is_err()
+    {
         facts.fault = Some(format!("{} cannot be written by us", written.display()));
     }
     let space = rustix::fs::statvfs(written).map_err(RestoreError::file("look at", written))?;
@@ -56,7 +57,8 @@ fn ownership_fault(us: u32, owner: u32) -> Option<String> {
 }
 
 fn is_mount_root(path: &Path) -> Result<bool, RestoreError> {
-    let seen = rustix::fs::statx(CWD, path, AtFlags::empty(), StatxFlags::BASIC_STATS).map_err(RestoreError::file("look at", path))?;
+    let seen =
+        rustix::fs::statx(CWD, path, AtFlags::empty(), StatxFlags::BASIC_STATS).map_err(RestoreError::file("look at", path))?;
     if seen.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) {
         return Ok(seen.stx_attributes.contains(StatxAttributes::MOUNT_ROOT));
     }
@@ -190,6 +192,9 @@ mod tests {
         let layout = StoreLayout::from_settings(&Default::default(), "7.0.15");
         let facts = inspect_directory(&root.path().join("link"), Some(&layout)).expect("looks");
         assert_eq!(facts.resolved, data.canonicalize().expect("resolves"));
-        assert_eq!((facts.carried, facts.has_append_directory, facts.used_bytes, facts.is_mountpoint), (vec!["nodes.conf".to_owned()], true, 4, false));
+        assert_eq!(
+            (facts.carried, facts.has_append_directory, facts.used_bytes, facts.is_mountpoint),
+            (vec!["nodes.conf".to_owned()], true, 4, false)
+        );
     }
 }

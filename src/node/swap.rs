@@ -50,7 +50,10 @@ impl Steps {
 /// Puts the restored directory in place and the old one aside.
 pub fn swap(state: &StateDirectory, record: &mut RestoreRecord, steps: &Steps) -> Result<(), RestoreError> {
     if record.step != Step::Staged {
-        return Err(RestoreError::refused(record.directory.display().to_string(), format!("it cannot be swapped when {:?}", record.step)));
+        return Err(RestoreError::refused(
+            record.directory.display().to_string(),
+            format!("it cannot be swapped when {:?}", record.step),
+        ));
     }
     if record.swap == SwapKind::Entries {
         record.leaving = names_in_place(record)?;
@@ -101,7 +104,10 @@ pub fn swap_back(state: &StateDirectory, record: &mut RestoreRecord, steps: &Ste
 /// Deletes what is aside and forgets the restore. What is in place stays, whichever it is.
 pub fn settle(state: &StateDirectory, record: &mut RestoreRecord, steps: &Steps) -> Result<(), RestoreError> {
     if matches!(record.step, Step::Swapping | Step::RollingBack) {
-        return Err(RestoreError::refused(record.directory.display().to_string(), "its directories are half swapped: recover it first"));
+        return Err(RestoreError::refused(
+            record.directory.display().to_string(),
+            "its directories are half swapped: recover it first",
+        ));
     }
     note(state, record, Step::Settling, steps)?;
     let in_place = inode(&record.directory)?;
@@ -146,7 +152,9 @@ pub fn recover(state: &StateDirectory, steps: &Steps) -> Result<Vec<Recovered>, 
     for record in state.records()? {
         let Ok(_lock) = state.lock(&record.directory) else { continue };
         // Read again under the lock: its owner may have just finished.
-        let Some(mut record) = state.records()?.into_iter().find(|now| now.id == record.id && now.node == record.node) else { continue };
+        let Some(mut record) = state.records()?.into_iter().find(|now| now.id == record.id && now.node == record.node) else {
+            continue;
+        };
         let outcome = match record.step {
             Step::Checked | Step::RolledBack => continue,
             Step::Swapped => RecoveredTo::Unchecked,
@@ -180,7 +188,9 @@ fn rename(from: &Path, to: &Path, steps: &Steps) -> Result<(), RestoreError> {
     steps.reach("rename")?;
     match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         // File systems that know no flags; the name was seen to be free, and the directory is locked.
-        Err(Errno::INVAL | Errno::NOSYS) if inode(to)?.is_none() => std::fs::rename(from, to).map_err(RestoreError::file("rename", from)),
+        Err(Errno::INVAL | Errno::NOSYS) if inode(to)?.is_none() => {
+            std::fs::rename(from, to).map_err(RestoreError::file("rename", from))
+        }
         other => other.map_err(RestoreError::file("rename", from)),
     }
 }
@@ -233,12 +243,18 @@ fn backward(record: &RestoreRecord, steps: &Steps) -> Result<(), RestoreError> {
         } else if inode(fresh)? == record.old {
             exchange(fresh, target, before, steps)?;
         } else {
-            return Err(RestoreError::refused(before.display().to_string(), "the directory from before the restore is not there any more"));
+            return Err(RestoreError::refused(
+                before.display().to_string(),
+                "the directory from before the restore is not there any more",
+            ));
         }
     } else if inode(target)?.is_none() && record.old.is_some() {
         let aside = if inode(before)? == record.old { before } else { fresh };
         if inode(aside)? != record.old {
-            return Err(RestoreError::refused(before.display().to_string(), "the directory from before the restore is not there any more"));
+            return Err(RestoreError::refused(
+                before.display().to_string(),
+                "the directory from before the restore is not there any more",
+            ));
         }
         rename(aside, target, steps)?;
     } else if inode(target)? != record.old {

@@ -21,11 +21,15 @@ struct Scene {
 type Content = BTreeMap<String, String>;
 
 fn old() -> Content {
-    [("dump.rdb", "old"), ("nodes.conf", "old"), ("appendonlydir/base", "old")].map(|(name, text)| (name.to_owned(), text.to_owned())).into()
+    [("dump.rdb", "old"), ("nodes.conf", "old"), ("appendonlydir/base", "old")]
+        .map(|(name, text)| (name.to_owned(), text.to_owned()))
+        .into()
 }
 
 fn new() -> Content {
-    [("dump.rdb", "new"), ("appendonlydir/base", "new"), ("appendonlydir/incr", "new")].map(|(name, text)| (name.to_owned(), text.to_owned())).into()
+    [("dump.rdb", "new"), ("appendonlydir/base", "new"), ("appendonlydir/incr", "new")]
+        .map(|(name, text)| (name.to_owned(), text.to_owned()))
+        .into()
 }
 
 fn write(directory: &Path, content: &Content) {
@@ -43,7 +47,9 @@ fn read(directory: &Path) -> Content {
         for entry in std::fs::read_dir(directory.join(&inside)).expect("lists") {
             let name = entry.expect("lists").file_name();
             let text = name.to_string_lossy().into_owned();
-            if inside.as_os_str().is_empty() && (text.starts_with(".tintype-") || text.starts_with(".before-") || text == "lost+found") {
+            if inside.as_os_str().is_empty()
+                && (text.starts_with(".tintype-") || text.starts_with(".before-") || text == "lost+found")
+            {
                 continue;
             }
             let path = inside.join(name);

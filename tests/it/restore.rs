@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use tintype::agent::restore::RestoreStep;
 use tintype::app::control::restore::{self, Change, PreparedRestore, RestoreTarget};
 use tintype::base::SystemClock;
 use tintype::cluster::restore::{RestoreOutcome, RestoreReport};
@@ -22,7 +23,7 @@ use tintype::model::manifest::{
 use tintype::model::names::{ClusterName, NodeName, TreePath};
 use tintype::model::restore_plan::{RefusalCode, RestoreRequest};
 use tintype::model::time::Timestamp;
-use tintype::node::StateDirectory;
+use tintype::node::{RecoveredTo, StateDirectory};
 use tintype::object::Capabilities;
 use tintype::object::memory::MemoryStore;
 use tintype::repo::{EntryMeta, ListedSnapshot, NodeWriter, Publication, Repository, WriterOptions};
@@ -81,13 +82,20 @@ impl Store {
     fn wait(&self) {
         let until = Instant::now() + PATIENCE;
         while self.try_connection().is_none_or(|mut connection| redis::cmd("PING").query::<String>(&mut connection).is_err()) {
-            assert!(Instant::now() < until, "no answer: {}", std::fs::read_to_string(self.root.path().join("log")).unwrap_or_default());
+            assert!(
+                Instant::now() < until,
+                "no answer: {}",
+                std::fs::read_to_string(self.root.path().join("log")).unwrap_or_default()
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
     }
 
     fn try_connection(&self) -> Option<redis::Connection> {
-        redis::Client::open(format!("redis://127.0.0.1:{}", self.port)).ok()?.get_connection_with_timeout(Duration::from_secs(2)).ok()
+        redis::Client::open(format!("redis://127.0.0.1:{}", self.port))
+            .ok()?
+            .get_connection_with_timeout(Duration::from_secs(2))
+            .ok()
     }
 
     fn command(&self, words: &[&str]) -> redis::Value {
@@ -113,7 +121,11 @@ impl Store {
 
     fn target(&self) -> RestoreTarget {
         let node = NodeName::new("node-1").expect("legal");
-        RestoreTarget { node: node.clone(), site: self.site(), server: Some(RedisOptions::new(node, format!("redis://127.0.0.1:{}", self.port))) }
+        RestoreTarget {
+            node: node.clone(),
+            site: self.site(),
+            server: Some(RedisOptions::new(node, format!("redis://127.0.0.1:{}", self.port))),
+        }
     }
 
     fn state(&self) -> StateDirectory {
@@ -123,10 +135,17 @@ impl Store {
     /// Everything beside the data directory, or inside a mountpoint, that a restore made.
     fn kept(&self) -> Vec<String> {
         let real = self.data.canonicalize().expect("is there");
-        let names = |path: &Path| std::fs::read_dir(path).expect("lists").map(|entry| entry.expect("lists").file_name().to_string_lossy().into_owned()).collect::<Vec<_>>();
+        let names = |path: &Path| {
+            std::fs::read_dir(path)
+                .expect("lists")
+                .map(|entry| entry.expect("lists").file_name().to_string_lossy().into_owned())
+                .collect::<Vec<_>>()
+        };
         let mut all = names(&real);
         all.extend(names(real.parent().expect("has one")));
-        all.retain(|name| name.contains("tintype-") && name.starts_with('.') || name.contains(".before-") || name.starts_with(".before-"));
+        all.retain(|name| {
+            name.contains("tintype-") && name.starts_with('.') || name.contains(".before-") || name.starts_with(".before-")
+        });
         all
     }
 }
@@ -145,7 +164,11 @@ struct Mount(PathBuf);
 impl Mount {
     fn tmpfs(path: &Path, size: &str) -> Self {
         std::fs::create_dir_all(path).expect("makes");
-        let status = Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "tintype-test"]).arg(path).status().expect("runs");
+        let status = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tintype-test"])
+            .arg(path)
+            .status()
+            .expect("runs");
         assert!(status.success(), "mount needs root: run the tests as root");
         Self(path.to_owned())
     }
@@ -168,13 +191,21 @@ fn meta(path: &str, mode: u32) -> EntryMeta {
 }
 
 async fn store(files: &[(&str, &[u8])], description: NodeDescription, keys: Option<KeyCounts>) -> Stored {
-    let capabilities = Capabilities { refuses_second_create: true, refuses_stale_replace: true, checks_uploads: true, serves_ranges: true };
+    let capabilities =
+        Capabilities { refuses_second_create: true, refuses_stale_replace: true, checks_uploads: true, serves_ranges: true };
     let repository = Arc::new(Repository::init(Arc::new(MemoryStore::default()), None, capabilities, CUT).await.expect("inits"));
-    let (cluster, node, uuid) = (ClusterName::new("prod").expect("legal"), NodeName::new("node-1").expect("legal"), SnapshotId::new_v4());
-    let mut writer = NodeWriter::begin(repository.clone(), cluster.clone(), node.clone(), uuid, None, WriterOptions::new(Some(-1), 2)).await.expect("begins");
+    let (cluster, node, uuid) =
+        (ClusterName::new("prod").expect("legal"), NodeName::new("node-1").expect("legal"), SnapshotId::new_v4());
+    let mut writer =
+        NodeWriter::begin(repository.clone(), cluster.clone(), node.clone(), uuid, None, WriterOptions::new(Some(-1), 2))
+            .await
+            .expect("begins");
     writer.add_directory(meta("", 0o750)).expect("adds");
     for (name, content) in files {
-        writer.add_stream(meta(name, 0o640), FileClass::Immutable, SEQUENTIAL_BLOCK_BYTES, &mut &content[..]).await.expect("stores");
+        writer
+            .add_stream(meta(name, 0o640), FileClass::Immutable, SEQUENTIAL_BLOCK_BYTES, &mut &content[..])
+            .await
+            .expect("stores");
     }
     let receipt = writer.finish().await.expect("finishes");
     let record = NodeRecord {
@@ -187,15 +218,34 @@ async fn store(files: &[(&str, &[u8])], description: NodeDescription, keys: Opti
         keys,
         totals: receipt.totals,
     };
-    let cut = CutRecord { kind: CutKind::None, consistent: Consistency::No, scope: "node".to_owned(), pause_us: 0, capture_us: 0, skew_us: 0 };
-    let publication =
-        Publication { uuid, cluster, cut_at: Timestamp(CUT), store: "redis".to_owned(), cut, nodes: vec![record], tags: BTreeMap::new() };
+    let cut = CutRecord {
+        kind: CutKind::None,
+        consistent: Consistency::No,
+        scope: "node".to_owned(),
+        pause_us: 0,
+        capture_us: 0,
+        skew_us: 0,
+    };
+    let publication = Publication {
+        uuid,
+        cluster,
+        cut_at: Timestamp(CUT),
+        store: "redis".to_owned(),
+        cut,
+        nodes: vec![record],
+        tags: BTreeMap::new(),
+    };
     let (listed, ..) = repository.publish(publication, Timestamp(CUT)).await.expect("publishes");
     Stored { repository, listed }
 }
 
 fn description() -> NodeDescription {
-    let settings = [("dbfilename", "dump.rdb"), ("appendonly", "no"), ("appenddirname", "appendonlydir"), ("appendfilename", "appendonly.aof")];
+    let settings = [
+        ("dbfilename", "dump.rdb"),
+        ("appendonly", "no"),
+        ("appenddirname", "appendonlydir"),
+        ("appendfilename", "appendonly.aof"),
+    ];
     NodeDescription {
         store: "redis".to_owned(),
         version: "7.0.15".to_owned(),
@@ -234,7 +284,16 @@ fn request() -> RestoreRequest {
 
 async fn prepare(stored: &Stored, target: &RestoreTarget, request: &RestoreRequest, store: &Store) -> PreparedRestore {
     let targets = std::slice::from_ref(target);
-    restore::prepare(stored.repository.clone(), &stored.listed, targets, request, &store.state(), Arc::new(SystemClock::default())).await.expect("plans")
+    restore::prepare(
+        stored.repository.clone(),
+        &stored.listed,
+        targets,
+        request,
+        &store.state(),
+        Arc::new(SystemClock::default()),
+    )
+    .await
+    .expect("plans")
 }
 
 async fn run(stored: &Stored, store: &Store) -> RestoreReport {
@@ -349,7 +408,12 @@ async fn a_supervisor_that_restarts_is_noticed_and_nothing_is_swapped() {
     let store = Store::new("");
     let flag = store.root.path().join("supervise");
     std::fs::write(&flag, "").expect("writes");
-    let loop_text = format!("while [ -e {} ]; do {} {} --daemonize no; done", flag.display(), redis_70().display(), store.root.path().join("redis.conf").display());
+    let loop_text = format!(
+        "while [ -e {} ]; do {} {} --daemonize no; done",
+        flag.display(),
+        redis_70().display(),
+        store.root.path().join("redis.conf").display()
+    );
     let mut supervisor = Command::new("sh").args(["-c", &loop_text]).spawn().expect("runs");
     store.wait();
     store.command(&["SET", "which", "live"]);
@@ -442,12 +506,59 @@ async fn a_cluster_node_keeps_its_identity_and_takes_no_other_slots() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_restore_that_dies_at_any_step_leaves_the_old_data_or_the_new() {
+    let stored = stored_dump().await;
+    for (step, outcome, expected) in [
+        (RestoreStep::Stop, Some(RecoveredTo::Old), "live"),
+        (RestoreStep::Swap, Some(RecoveredTo::Old), "live"),
+        (RestoreStep::Start, Some(RecoveredTo::Unchecked), "stored"),
+        (RestoreStep::Check, Some(RecoveredTo::Unchecked), "stored"),
+    ] {
+        let store = Store::new("save \"\"");
+        store.start().command(&["SET", "which", "live"]);
+        let prepared = prepare(&stored, &store.target(), &request(), &store).await;
+        // A panic unwinds without any of our own cleaning up, as a death would.
+        let dying = tokio::spawn(async move { prepared.run(&|now| assert!(now != step, "dies on purpose"), &|| false).await });
+        assert!(dying.await.is_err());
+        let recovered = restore::recover_interrupted(&store.state()).await.expect("recovers");
+        assert_eq!(recovered.first().map(|one| one.outcome), outcome, "{step}");
+        if store.try_connection().is_none() {
+            store.start();
+        }
+        assert_eq!(store.get("which").as_deref(), Some(expected), "{step}");
+        if expected == "stored" {
+            let changes = restore::roll_back("prod", &[store.target()], &store.state()).await.expect("rolls back");
+            assert!(matches!(changes[0].result, Ok(Some(_))), "{:?}", changes[0]);
+            assert_eq!(store.get("which").as_deref(), Some("live"), "{step}");
+        } else {
+            assert_eq!(store.kept(), Vec::<String>::new(), "{step}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_directory_that_leads_nowhere_or_cannot_be_written_is_refused() {
+    let stored = stored_dump().await;
+    let store = Store::new("");
+    let mut target = store.target();
+    let link = store.root.path().join("dangling");
+    std::os::unix::fs::symlink("/nowhere/at/all", &link).expect("links");
+    target.site.data_directory = Some(link);
+    assert_eq!(codes(&prepare(&stored, &target, &request(), &store).await), [RefusalCode::ForeignDirectory]);
+    let fifo = store.root.path().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().expect("runs").success());
+    target.site.data_directory = Some(fifo);
+    assert_eq!(codes(&prepare(&stored, &target, &request(), &store).await), [RefusalCode::ForeignDirectory]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn files_alone_are_placed_into_a_new_directory_only() {
     let content = dump();
     let stored = store(&[("dump.rdb", &content)], description(), counts(1001)).await;
     let root = tempfile::tempdir().expect("a directory");
     let node = NodeName::new("node-1").expect("legal");
-    let place = |directory: PathBuf| restore::place_files(stored.repository.clone(), &stored.listed, &node, directory, Arc::default());
+    let place =
+        |directory: PathBuf| restore::place_files(stored.repository.clone(), &stored.listed, &node, directory, Arc::default());
     let directory = root.path().join("placed");
     let receipt = place(directory.clone()).await.expect("places");
     assert_eq!((receipt.files, receipt.bytes), (1, content.len() as u64));

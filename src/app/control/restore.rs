@@ -20,7 +20,10 @@ use crate::driver::redis::{RedisControl, RedisOptions};
 use crate::model::manifest::{ClusterManifest, FileKind, NodeStatus};
 use crate::model::names::{NodeName, TreePath};
 use crate::model::restore_plan::{NodePlan, RestorePlan, RestoreRequest, SourceFacts, StoreLayout, TargetFacts};
-use crate::node::{LocalRestore, PlaceProgress, PlaceReceipt, Recovered, RestoreError, RestoreRecord, ServerLimits, StateDirectory, Steps, place_only, recover};
+use crate::node::{
+    LocalRestore, PlaceProgress, PlaceReceipt, Recovered, RestoreError, RestoreRecord, ServerLimits, StateDirectory, Steps,
+    place_only, recover,
+};
 use crate::repo::{ListedSnapshot, NodeTree, SnapshotSource};
 
 /// A configured node that may be restored into.
@@ -47,8 +50,16 @@ pub struct PreparedRestore {
 
 fn local(cluster: &str, targets: &[RestoreTarget], state: &StateDirectory) -> anyhow::Result<Vec<Arc<LocalRestore>>> {
     let node = |target: &RestoreTarget| {
-        let control = target.server.clone().map(RedisControl::new).transpose()?.map(|control| Arc::new(control) as Arc<dyn StoreControl>);
-        Ok(Arc::new(LocalRestore::new(cluster, target.node.as_str(), target.site.clone(), control, state.clone(), ServerLimits::default())))
+        let control =
+            target.server.clone().map(RedisControl::new).transpose()?.map(|control| Arc::new(control) as Arc<dyn StoreControl>);
+        Ok(Arc::new(LocalRestore::new(
+            cluster,
+            target.node.as_str(),
+            target.site.clone(),
+            control,
+            state.clone(),
+            ServerLimits::default(),
+        )))
     };
     targets.iter().map(node).collect()
 }
@@ -75,7 +86,8 @@ pub async fn prepare(
         if facts.status == NodeStatus::Completed && is_wanted {
             let tree = source.open_node(&snapshot, &facts.node).await?;
             let entries = source.directory(&tree, &TreePath::root()).await?;
-            facts.names = entries.into_iter().map(|placed| String::from_utf8_lossy(placed.entry.path.as_bytes()).into_owned()).collect();
+            facts.names =
+                entries.into_iter().map(|placed| String::from_utf8_lossy(placed.entry.path.as_bytes()).into_owned()).collect();
         }
     }
     let nodes = local(&request.target_cluster, targets, state)?;
@@ -84,17 +96,9 @@ pub async fn prepare(
         let facts = sources.iter().find(|facts| facts.node.as_str() == node.node()).or(sources.first());
         facts.map(|facts| StoreLayout::from_settings(&facts.description.settings, &facts.description.version))
     };
-    let inspected: Vec<TargetFacts> = join_all(nodes.iter().map(|node| inspect(node, stored(node)))).await;
+    let inspected: Vec<TargetFacts> = join_all(nodes.iter().map(|node| node.inspect(stored(node)))).await;
     let plan = RestorePlan::new(Uuid::new_v4(), &snapshot, &sources, &inspected, request);
     Ok(PreparedRestore { plan, source, snapshot, nodes, clock })
-}
-
-async fn inspect(node: &LocalRestore, stored: Option<StoreLayout>) -> TargetFacts {
-    match node.inspect(stored).await {
-        Ok(facts) => facts,
-        // Whatever cannot be looked at is a refusal of the plan, and not the end of it: the other nodes are told too.
-        Err(error) => TargetFacts { node: node.node().to_owned(), server_fault: Some(error.to_string()), directory: Some(Default::default()), ..TargetFacts::default() },
-    }
 }
 
 impl PreparedRestore {
@@ -204,8 +208,16 @@ impl RestoreNode for HostNode {
     }
 
     async fn stage(&self, plan: &NodePlan) -> Result<NodeRestored, StepFailure> {
-        let placed = self.node.stage(plan, self.source.clone(), self.tree.clone(), self.now_us).await.map_err(self.failed(RestoreStep::Stage))?;
-        let notes = placed.outward_links.iter().map(|link| format!("{link} leads out of the directory; it was restored as it was")).collect();
+        let placed = self
+            .node
+            .stage(plan, self.source.clone(), self.tree.clone(), self.now_us)
+            .await
+            .map_err(self.failed(RestoreStep::Stage))?;
+        let notes = placed
+            .outward_links
+            .iter()
+            .map(|link| format!("{link} leads out of the directory; it was restored as it was"))
+            .collect();
         Ok(NodeRestored { files: placed.files, bytes: placed.bytes, keys: None, is_compared: false, notes })
     }
 

@@ -155,7 +155,10 @@ impl StoreControl for RedisControl {
             Err(DriverError::Unreachable { .. }) => Ok(()),
             Err(error) => Err(error),
             Ok(mut answers) => match answers.remove(0) {
-                Ok(value) => Err(DriverError::Refused { node: self.options.node.to_string(), reason: format!("SHUTDOWN: {}", text(&value)) }),
+                Ok(value) => Err(DriverError::Refused {
+                    node: self.options.node.to_string(),
+                    reason: format!("SHUTDOWN: {}", text(&value)),
+                }),
                 Err(error) if error.is_connection_dropped() || error.is_io_error() => Ok(()),
                 Err(error) => Err(control.fault("SHUTDOWN", &error)),
             },
