@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::ids::SnapshotId;
-use super::manifest::{ClusterManifest, KeyCounts, NodeStatus};
+use super::manifest::{ClusterManifest, KeyCounts};
 use super::names::{ClusterName, NodeName};
 use super::restore_facts::version_parts;
 pub use super::restore_facts::{DirectoryFacts, RestoreRequest, ServerFacts, SourceFacts, StoreLayout, TargetFacts};

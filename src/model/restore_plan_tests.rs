@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::manifest::{
-    CaptureProof, Consistency, CutKind, CutRecord, NodeDescription, NodeRecord, NodeTotals, SnapshotStatus,
+    CaptureProof, Consistency, CutKind, CutRecord, NodeDescription, NodeRecord, NodeStatus, NodeTotals, SnapshotStatus,
 };
 
 const CUT: i64 = 1_700_000_000_000_000;

@@ -12,7 +12,7 @@ use super::fresh_directory::{FreshDirectory, Owner};
 use super::journal::{RestoreRecord, StateDirectory, Step, TargetLock, inode};
 use super::restore_copy::{PlaceProgress, PlaceReceipt, place};
 use super::restore_error::RestoreError;
-use super::servers::{Server, ServerLimits};
+use super::servers::{Server, ServerLimits, working_inode};
 use super::site::{carry_over, inspect_directory};
 use super::swap::{Steps, note, settle, swap, swap_back};
 use crate::driver::NodeSite;
@@ -277,22 +277,26 @@ impl LocalRestore {
     /// is deleted, and the server runs again if it ran before. Fine when nothing was begun.
     pub async fn undo(&self, plan: &NodePlan) -> Result<(), RestoreError> {
         let mut working = self.working.lock().await;
-        let Some(mut current) = working.take() else { return Ok(()) };
+        let Some(current) = working.take() else { return Ok(()) };
         if current.record.step != Step::Staging
             && current.record.step != Step::Staged
             && let Some(server) = &self.server
             && let Some(now) = server.control.look().await?
         {
-            // It runs on the restored data, which is given up.
-            server.stop(&now, false).await?;
+            // What runs on the restored data is given up; what a supervisor started on the old data is kept.
+            let is_old = current.record.old.is_some() && working_inode(now.pid) == current.record.old;
+            if let Err(error) = server.stop(&now, is_old).await {
+                tracing::warn!(node = %self.node, %error, "it does not stay down while the directories change back");
+            }
         }
         let (state, steps, mut record) = (self.state.clone(), self.steps.clone(), current.record.clone());
-        current.record = blocking(move || {
-            swap_back(&state, &mut record, &steps)?;
-            settle(&state, &mut record, &steps)?;
-            Ok(record)
-        })
-        .await?;
+        let mut record = blocking(move || swap_back(&state, &mut record, &steps).map(|()| record)).await?;
+        if let Some(server) = &self.server {
+            // Before the restored directory is deleted: nobody may go on in it.
+            server.leave_other_directories(&plan.directory).await?;
+        }
+        let (state, steps) = (self.state.clone(), self.steps.clone());
+        blocking(move || settle(&state, &mut record, &steps)).await?;
         if let Some(server) = self.server.as_ref().filter(|_| current.was_stopped && plan.start) {
             match server.control.look().await {
                 Ok(Some(_)) => {

@@ -17,6 +17,10 @@ use crate::model::restore_plan::ServerFacts;
 
 /// How often a state is looked at.
 const POLL: Duration = Duration::from_millis(50);
+/// Ten times the pause that systemd makes before a restart.
+const RESTART_LIMIT: Duration = Duration::from_secs(1);
+/// How often a server that was started in the wrong place is ended.
+const RESTARTS_MAX: usize = 5;
 /// A server that neither answers nor works in its directory for so long has ended.
 const NOBODY_LIMIT: Duration = Duration::from_secs(3);
 /// Most of a command's output that is kept for the message.
@@ -79,7 +83,37 @@ impl Server {
                 return Err(error);
             }
         }
-        self.wait_gone(before.pid).await
+        self.wait_gone(before.pid).await?;
+        if self.stop.is_empty() {
+            // Nobody told a supervisor, so one that restarts is given the time to show itself.
+            let until = Instant::now() + RESTART_LIMIT;
+            while Instant::now() < until {
+                self.is_still_stopped().await?;
+                tokio::time::sleep(POLL).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes sure that whoever runs works in `directory` as it is now, and not in one that was set aside under it: a
+    /// supervisor may have started it in between. It is ended without saving until it does.
+    pub async fn leave_other_directories(&self, directory: &Path) -> Result<(), RestoreError> {
+        for _ in 0..RESTARTS_MAX {
+            let Some(now) = self.control.look().await? else { return Ok(()) };
+            let (Some(works_in), Some(wanted)) = (working_inode(now.pid), super::journal::inode(directory)?) else {
+                return Ok(());
+            };
+            if works_in == wanted {
+                return Ok(());
+            }
+            self.control.shut_down(false).await?;
+            let until = Instant::now() + self.limits.gone;
+            while is_alive(now.pid) && Instant::now() < until {
+                tokio::time::sleep(POLL).await;
+            }
+        }
+        let reason = "its supervisor keeps starting it on a directory that was set aside: stop the supervisor".to_owned();
+        Err(RestoreError::Command { node: self.node.clone(), what: "stop".to_owned(), reason })
     }
 
     async fn save(&self) -> Result<(), RestoreError> {
@@ -203,6 +237,12 @@ impl Server {
     }
 }
 
+/// Device and inode of the directory that a process works in; `None` where that may not be known.
+pub(super) fn working_inode(pid: u32) -> Option<(u64, u64)> {
+    let meta = std::fs::metadata(format!("/proc/{pid}/cwd")).ok()?;
+    Some((meta.dev(), meta.ino()))
+}
+
 /// No process works in a directory, for certain: where some may not be looked at, that is not certain.
 fn is_deserted(directory: &Path) -> bool {
     let Ok(Some(wanted)) = super::journal::inode(directory) else { return false };
@@ -213,7 +253,10 @@ fn is_deserted(directory: &Path) -> bool {
         }
         match std::fs::metadata(process.path().join("cwd")) {
             Ok(meta) if (meta.dev(), meta.ino()) == wanted => return false,
-            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return false,
+            // Root may look at every process that could be a store; what is kept even from it is none.
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied && !rustix::process::geteuid().is_root() => {
+                return false;
+            }
             _ => {}
         }
     }
