@@ -131,28 +131,37 @@ enum Answer {
     Failed(NodeError),
 }
 
-/// Takes one node's orders, in the order in which they come.
+/// Takes one node's orders, in the order in which they come, until there are no more or all is given up. An order under
+/// way is then dropped in the middle (an upload, a wait for a save), and the node gives back what it took.
 async fn serve(
     index: usize,
     mut node: Box<dyn NodeService>,
     mut orders: mpsc::UnboundedReceiver<Order>,
     answers: mpsc::UnboundedSender<(usize, Answer)>,
+    mut given_up: watch::Receiver<bool>,
 ) {
     while let Some(order) = orders.recv().await {
-        let answer = match order {
-            Order::Describe => node.describe().await.map(|description| Answer::Described(Box::new(description))),
-            Order::Prepare(pause, patience) => node.prepare(pause, patience).await.map(|()| Answer::Done),
-            Order::Freeze(pause) => node.freeze(pause).await.map(|()| Answer::Done),
-            Order::Capture => node.capture().await.map(|()| Answer::Done),
-            Order::Thaw => node.thaw().await.map(Answer::Thawed),
-            Order::Upload => node.upload().await.map(|receipt| Answer::Uploaded(Box::new(receipt))),
+        let answer = tokio::select! {
+            answer = perform(node.as_mut(), order) => answer.unwrap_or_else(Answer::Failed),
+            () = raised(&mut given_up) => break,
         };
-        // Nobody listens any more when the coordinator was dropped; the node is still told to give back (below).
-        if answers.send((index, answer.unwrap_or_else(Answer::Failed))).is_err() {
+        // Nobody listens any more when the coordinator was dropped.
+        if answers.send((index, answer)).is_err() {
             break;
         }
     }
     node.abandon().await;
+}
+
+async fn perform(node: &mut dyn NodeService, order: Order) -> Result<Answer, NodeError> {
+    match order {
+        Order::Describe => node.describe().await.map(|description| Answer::Described(Box::new(description))),
+        Order::Prepare(pause, patience) => node.prepare(pause, patience).await.map(|()| Answer::Done),
+        Order::Freeze(pause) => node.freeze(pause).await.map(|()| Answer::Done),
+        Order::Capture => node.capture().await.map(|()| Answer::Done),
+        Order::Thaw => node.thaw().await.map(Answer::Thawed),
+        Order::Upload => node.upload().await.map(|receipt| Answer::Uploaded(Box::new(receipt))),
+    }
 }
 
 /// The coordinator of one snapshot.
@@ -165,6 +174,7 @@ pub struct Coordinator {
     members: Vec<Member>,
     answers: mpsc::UnboundedReceiver<(usize, Answer)>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
+    give_up: watch::Sender<bool>,
 }
 
 impl std::fmt::Debug for Coordinator {
@@ -184,6 +194,7 @@ impl Coordinator {
         on_phase: Box<dyn Fn(SnapshotPhase) + Send + Sync>,
     ) -> Self {
         let (answer_sender, answers) = mpsc::unbounded_channel();
+        let (give_up, given_up) = watch::channel(false);
         let mut tasks = Vec::new();
         let members = nodes
             .into_iter()
@@ -191,7 +202,7 @@ impl Coordinator {
             .map(|(index, node)| {
                 let (orders, received) = mpsc::unbounded_channel();
                 let name = node.name().clone();
-                tasks.push(tokio::spawn(serve(index, node, received, answer_sender.clone())));
+                tasks.push(tokio::spawn(serve(index, node, received, answer_sender.clone(), given_up.clone())));
                 Member {
                     name,
                     orders,
@@ -203,7 +214,7 @@ impl Coordinator {
                 }
             })
             .collect();
-        Self { repository, clock, options, interrupted, on_phase, members, answers, tasks }
+        Self { repository, clock, options, interrupted, on_phase, members, answers, tasks, give_up }
     }
 
     /// Takes the snapshot. Whatever the outcome, the run is recorded and all nodes have given back what they took.
@@ -213,7 +224,11 @@ impl Coordinator {
         let parent = newest.as_ref().map(|snapshot| snapshot.uuid);
         let guard = self.repository.announce(&self.options.cluster, self.options.uuid, parent, self.clock.clone()).await?;
         let outcome = self.attempt(newest).await;
-        // Closing their channels tells the nodes to give back; each does so within its own deadlines.
+        // Closing their channels tells the nodes to give back. After a failure what they are at is dropped, not waited for:
+        // the cut is over, so no order under way can be one that a freeze depends on.
+        if outcome.is_err() {
+            self.give_up.send_replace(true);
+        }
         for member in &mut self.members {
             let (closed, _) = mpsc::unbounded_channel();
             member.orders = closed;

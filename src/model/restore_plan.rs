@@ -10,10 +10,13 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::ids::SnapshotId;
-use super::manifest::{ClusterManifest, KeyCounts, NodeStatus};
+use super::manifest::{ClusterManifest, KeyCounts};
 use super::names::{ClusterName, NodeName};
 use super::restore_facts::version_parts;
 pub use super::restore_facts::{DirectoryFacts, RestoreRequest, ServerFacts, SourceFacts, StoreLayout, TargetFacts};
+use super::restore_fit::fit;
+use super::restore_pairs::pairs;
+use super::restore_text::human_bytes;
 use super::time::{SnapshotDate, Timestamp};
 
 /// What each file costs beside its bytes: a block of the file system and its inode.
@@ -184,24 +187,10 @@ fn rdb_version(store: &str, version: &str) -> Option<u32> {
     }
 }
 
-/// Bytes for people, in binary units.
-pub fn human_bytes(bytes: u64) -> String {
-    let mut value = bytes;
-    let mut rest = 0;
-    for unit in ["B", "KiB", "MiB", "GiB", "TiB"] {
-        if value < 1024 {
-            return if unit == "B" { format!("{value} B") } else { format!("{value}.{} {unit}", rest * 10 / 1024) };
-        }
-        rest = value % 1024;
-        value /= 1024;
-    }
-    format!("{value} PiB")
-}
-
-struct Refusals(Vec<Refusal>);
+pub(super) struct Refusals(Vec<Refusal>);
 
 impl Refusals {
-    fn add(&mut self, code: RefusalCode, node: impl fmt::Display, reason: impl Into<String>, next: impl Into<String>) {
+    pub(super) fn add(&mut self, code: RefusalCode, node: impl fmt::Display, reason: impl Into<String>, next: impl Into<String>) {
         self.0.push(Refusal { code, node: node.to_string(), reason: reason.into(), next: next.into() });
     }
 }
@@ -247,89 +236,6 @@ impl RestorePlan {
     pub fn is_allowed(&self) -> bool {
         self.refusals.is_empty() && !self.nodes.is_empty()
     }
-}
-
-/// Which stored node goes where: as the operator says, by name, by slots, or one to one.
-fn pairs<'a>(
-    snapshot: &ClusterManifest,
-    sources: &'a [SourceFacts],
-    targets: &'a [TargetFacts],
-    request: &RestoreRequest,
-    refusals: &mut Refusals,
-) -> Vec<(&'a SourceFacts, &'a TargetFacts)> {
-    let shown = format!("{}/{}", snapshot.cluster, snapshot.date);
-    let mut wanted: Vec<&SourceFacts> = Vec::new();
-    let named: Vec<&NodeName> = if request.nodes.is_empty() {
-        sources.iter().map(|source| &source.node).collect()
-    } else {
-        request.nodes.iter().collect()
-    };
-    for name in named {
-        match sources.iter().find(|source| &source.node == name) {
-            None => {
-                let known: Vec<_> = sources.iter().map(|source| source.node.as_str()).collect();
-                let next = format!("its nodes are {}; name one of them with --node", known.join(", "));
-                refusals.add(RefusalCode::MissingInSnapshot, name, format!("{shown} has no such node"), next);
-            }
-            Some(source) if source.status != NodeStatus::Completed => {
-                let next = "choose another snapshot, see `tintype status`, or restore the other nodes with --node";
-                refusals.add(RefusalCode::MissingInSnapshot, name, format!("it was not stored in {shown}"), next);
-            }
-            Some(source) => wanted.push(source),
-        }
-    }
-    for (source, target) in &request.map {
-        if !sources.iter().any(|known| &known.node == source) {
-            refusals.add(
-                RefusalCode::UnknownMapping,
-                source,
-                format!("{shown} has no such node"),
-                "correct --map SOURCE_NODE=TARGET_NODE",
-            );
-        }
-        if !targets.iter().any(|known| known.node == target.as_str()) {
-            let reason = format!("{} has no such node", request.target_cluster);
-            refusals.add(RefusalCode::UnknownMapping, target, reason, "correct --map SOURCE_NODE=TARGET_NODE");
-        }
-    }
-    let slots_of = |target: &TargetFacts| target.server.as_ref().map(|server| server.slots.clone()).unwrap_or_default();
-    let mut found: Vec<(&SourceFacts, &TargetFacts)> = Vec::new();
-    let is_single = wanted.len() == 1 && targets.len() == 1;
-    for source in wanted {
-        let mapped = request.map.iter().find(|(from, _)| *from == source.node).map(|(_, to)| to.as_str());
-        let target = match mapped {
-            Some(name) => targets.iter().find(|target| target.node == name),
-            None => targets
-                .iter()
-                .find(|target| target.node == source.node.as_str())
-                .or_else(|| {
-                    targets
-                        .iter()
-                        .find(|target| !source.description.slots.is_empty() && slots_of(target) == source.description.slots)
-                })
-                .or_else(|| targets.first().filter(|_| is_single)),
-        };
-        match target {
-            Some(target) if found.iter().any(|(_, taken)| taken.node == target.node) => {
-                let reason = format!("another stored node goes to {} already", target.node);
-                refusals.add(
-                    RefusalCode::UnknownMapping,
-                    &source.node,
-                    reason,
-                    "give each a target of its own with --map SOURCE_NODE=TARGET_NODE",
-                );
-            }
-            Some(target) => found.push((source, target)),
-            None if mapped.is_some() => {}
-            None => {
-                let known: Vec<_> = targets.iter().map(|target| target.node.as_str()).collect();
-                let next = format!("say which with --map {}=TARGET_NODE, one of {}", source.node, known.join(", "));
-                let reason = format!("no node of {} has its name or its slots", request.target_cluster);
-                refusals.add(RefusalCode::UnknownMapping, &source.node, reason, next);
-            }
-        }
-    }
-    found
 }
 
 fn plan_node(
@@ -538,82 +444,6 @@ fn check_age(
     }
 }
 
-/// What must be renamed and made so that the target does not start empty.
-fn fit(
-    source: &SourceFacts,
-    target: &TargetFacts,
-    directory: &DirectoryFacts,
-    refusals: &mut Refusals,
-    warnings: &mut Vec<String>,
-) -> Fit {
-    let from = StoreLayout::from_settings(&source.description.settings, &source.description.version);
-    let mut to = target.server.as_ref().map_or_else(|| from.clone(), ServerFacts::layout);
-    if target.server.is_none() && directory.has_append_directory {
-        // It does not run, so nobody tells; append-only files beside a dump do no harm where they are not read.
-        to.has_append_only = true;
-        to.append_directory.get_or_insert_with(|| "appendonlydir".to_owned());
-    }
-    let has = |name: &str| source.names.iter().any(|own| own == name);
-    let has_dump = has(&from.dump_file);
-    let from_append = from.append_directory.clone().unwrap_or_else(|| from.append_file.clone());
-    let has_append = has(&from_append);
-    let mut fit = Fit::default();
-    let mut rename = |old: &str, new: &str| {
-        if old != new && has(old) {
-            fit.renames.push((old.to_owned(), new.to_owned()));
-        }
-    };
-    rename(&from.dump_file, &to.dump_file);
-    let to_append = to.append_directory.clone().unwrap_or_else(|| to.append_file.clone());
-    let is_same_form = from.append_directory.is_some() == to.append_directory.is_some();
-    match (&from.append_directory, &to.append_directory) {
-        (Some(old), Some(new)) => {
-            rename(old, new);
-            if has_append && from.append_file != to.append_file {
-                // The manifest is found by this name; the files that it names may be called anything.
-                fit.renames.push((format!("{old}/{}.manifest", from.append_file), format!("{new}/{}.manifest", to.append_file)));
-            }
-        }
-        // A single file is taken into the directory by the newer server itself.
-        (None, Some(_) | None) => rename(&from.append_file, &to.append_file),
-        (Some(_), None) => {}
-    }
-    if to.has_append_only && !has_append && has_dump {
-        fit.append_only = Some(MadeAppendOnly {
-            dump_file: to.dump_file.clone(),
-            directory: to.append_directory.clone(),
-            file: to.append_file.clone(),
-        });
-        warnings.push(format!(
-            "{}: it has appendonly yes and the snapshot only a dump: {to_append} is made over the dump",
-            target.node
-        ));
-    } else if !to.has_append_only && !has_dump && has_append {
-        let next = "set appendonly yes at the target, or restore a snapshot that was captured by replication";
-        refusals.add(
-            RefusalCode::NothingToLoad,
-            &target.node,
-            "the snapshot holds append-only files only, and the target has appendonly no: it would start empty",
-            next,
-        );
-    } else if to.has_append_only && has_append && !is_same_form && to.append_directory.is_none() {
-        refusals.add(
-            RefusalCode::NothingToLoad,
-            &target.node,
-            "its version does not know append-only directories: it would start empty",
-            "restore into Redis 7 or newer",
-        );
-    } else if !has_dump && !has_append && source.description.store != "files" && !source.names.is_empty() {
-        refusals.add(
-            RefusalCode::NothingToLoad,
-            &target.node,
-            format!("the snapshot holds neither {} nor append-only files", from.dump_file),
-            "look at it with `tintype list`",
-        );
-    }
-    fit
-}
-
 /// Targets on one file system need their space together.
 fn check_shared_space(nodes: &[NodePlan], targets: &[TargetFacts], refusals: &mut Refusals) {
     // Equal free space is the only sign of one file system that the facts carry; two that agree to the byte by
@@ -646,54 +476,6 @@ fn check_shared_space(nodes: &[NodePlan], targets: &[TargetFacts], refusals: &mu
     }
 }
 
-impl fmt::Display for RestorePlan {
-    /// For people: what is replaced by what, in which order, and what is in the way.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "restore {}/{} (cut {}) into {}", self.cluster, self.date, self.cut_at, self.target_cluster)?;
-        for node in &self.nodes {
-            writeln!(f, "  {} -> {} in {}", node.source, node.target, node.directory.display())?;
-            writeln!(
-                f,
-                "    place    {} in {} files; {} free",
-                human_bytes(node.bytes),
-                node.files,
-                human_bytes(node.free_bytes)
-            )?;
-            match &node.before {
-                Some(server) => writeln!(
-                    f,
-                    "    replace  {} keys, {} on disk, kept for rollback",
-                    server.keys,
-                    human_bytes(node.replaced_bytes)
-                )?,
-                None if node.owner.is_some() => {
-                    writeln!(f, "    replace  {} on disk, kept for rollback", human_bytes(node.replaced_bytes))?
-                }
-                None => writeln!(f, "    replace  nothing")?,
-            }
-            if !node.carried.is_empty() {
-                writeln!(f, "    keep     {}", node.carried.join(", "))?;
-            }
-            if node.swap == SwapKind::Entries {
-                writeln!(f, "    swap     entry by entry: the directory is a mountpoint")?;
-            }
-            let save = if node.save_first { "save, then stop" } else { "stop without saving" };
-            match node.stop {
-                StopKind::NotRunning => writeln!(f, "    stop     it does not run")?,
-                StopKind::Command => writeln!(f, "    stop     {save} by its command")?,
-                StopKind::Protocol => writeln!(f, "    stop     {save} by SHUTDOWN")?,
-            }
-            match (node.start, node.keys) {
-                (true, Some(keys)) => writeln!(f, "    start    and find {} keys again", keys.total)?,
-                (true, None) => writeln!(f, "    start    and wait until it has loaded")?,
-                (false, _) => writeln!(f, "    start    left to you")?,
-            }
-        }
-        if self.nodes.len() > 1 {
-            let order: Vec<_> = self.nodes.iter().map(|node| node.target.as_str()).collect();
-            writeln!(f, "  all are placed first, then stopped, swapped and started together: {}", order.join(", "))?;
-        }
-        self.warnings.iter().try_for_each(|warning| writeln!(f, "  warning: {warning}"))?;
-        self.refusals.iter().try_for_each(|refusal| writeln!(f, "  refused: {refusal}"))
-    }
-}
+#[cfg(test)]
+#[path = "restore_plan_tests.rs"]
+mod tests;

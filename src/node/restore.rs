@@ -12,13 +12,13 @@ use super::fresh_directory::{FreshDirectory, Owner};
 use super::journal::{RestoreRecord, StateDirectory, Step, TargetLock, inode};
 use super::restore_copy::{PlaceProgress, PlaceReceipt, place};
 use super::restore_error::RestoreError;
-use super::servers::{Server, ServerLimits};
+use super::servers::{Server, ServerLimits, working_inode};
 use super::site::{carry_over, inspect_directory};
 use super::swap::{Steps, note, settle, swap, swap_back};
 use crate::driver::NodeSite;
 use crate::driver::control::StoreControl;
 use crate::model::manifest::KeyCounts;
-use crate::model::restore_plan::{Fit, NodePlan, ServerFacts, StoreLayout, TargetFacts};
+use crate::model::restore_plan::{DirectoryFacts, Fit, NodePlan, ServerFacts, StoreLayout, TargetFacts};
 use crate::repo::{NodeTree, SnapshotSource};
 
 /// What was compared after the start.
@@ -91,7 +91,7 @@ impl LocalRestore {
     }
 
     /// Looks, and touches nothing. `stored` is the layout of what is to be restored, for servers that cannot tell theirs.
-    pub async fn inspect(&self, stored: Option<StoreLayout>) -> Result<TargetFacts, RestoreError> {
+    pub async fn inspect(&self, stored: Option<StoreLayout>) -> TargetFacts {
         let mut facts = TargetFacts {
             node: self.node.clone(),
             has_stop: !self.site.stop.is_empty(),
@@ -118,9 +118,16 @@ impl LocalRestore {
                 .map(ServerFacts::layout)
                 .or(stored)
                 .filter(|_| self.server.is_some());
-            facts.directory = Some(blocking(move || inspect_directory(&path, layout.as_ref())).await?);
+            let looked = path.clone();
+            facts.directory = Some(match blocking(move || inspect_directory(&looked, layout.as_ref())).await {
+                Ok(seen) => seen,
+                // A refusal of the plan, told with all others.
+                Err(error) => {
+                    DirectoryFacts { resolved: path.clone(), path, fault: Some(error.to_string()), ..DirectoryFacts::default() }
+                }
+            });
         }
-        Ok(facts)
+        facts
     }
 
     /// Places the files beside the data directory. On an error nothing is left of them.
@@ -233,7 +240,7 @@ impl LocalRestore {
     pub async fn start(&self, plan: &NodePlan) -> Result<Option<ServerFacts>, RestoreError> {
         let Some(server) = self.server.as_ref().filter(|_| plan.start) else { return Ok(None) };
         server.is_still_stopped().await?;
-        server.start().await.map(Some)
+        server.start(&plan.directory).await.map(Some)
     }
 
     /// Compares what was loaded with what was stored.
@@ -242,7 +249,7 @@ impl LocalRestore {
             return self.checked(CheckReceipt::default()).await;
         };
         let wrong = |reason: String| RestoreError::Wrong { node: self.node.clone(), reason };
-        let mut now = server.wait_loaded().await?;
+        let mut now = server.wait_loaded(&plan.directory).await?;
         if now.role != "master" {
             return Err(wrong("it came back as a replica: its master overwrites what was restored".to_owned()));
         }
@@ -270,29 +277,33 @@ impl LocalRestore {
     /// is deleted, and the server runs again if it ran before. Fine when nothing was begun.
     pub async fn undo(&self, plan: &NodePlan) -> Result<(), RestoreError> {
         let mut working = self.working.lock().await;
-        let Some(mut current) = working.take() else { return Ok(()) };
+        let Some(current) = working.take() else { return Ok(()) };
         if current.record.step != Step::Staging
             && current.record.step != Step::Staged
             && let Some(server) = &self.server
             && let Some(now) = server.control.look().await?
         {
-            // It runs on the restored data, which is given up.
-            server.stop(&now, false).await?;
+            // What runs on the restored data is given up; what a supervisor started on the old data is kept.
+            let is_old = current.record.old.is_some() && working_inode(now.pid) == current.record.old;
+            if let Err(error) = server.stop(&now, is_old).await {
+                tracing::warn!(node = %self.node, %error, "it does not stay down while the directories change back");
+            }
         }
         let (state, steps, mut record) = (self.state.clone(), self.steps.clone(), current.record.clone());
-        current.record = blocking(move || {
-            swap_back(&state, &mut record, &steps)?;
-            settle(&state, &mut record, &steps)?;
-            Ok(record)
-        })
-        .await?;
+        let mut record = blocking(move || swap_back(&state, &mut record, &steps).map(|()| record)).await?;
+        if let Some(server) = &self.server {
+            // Before the restored directory is deleted: nobody may go on in it.
+            server.leave_other_directories(&plan.directory).await?;
+        }
+        let (state, steps) = (self.state.clone(), self.steps.clone());
+        blocking(move || settle(&state, &mut record, &steps)).await?;
         if let Some(server) = self.server.as_ref().filter(|_| current.was_stopped && plan.start) {
             match server.control.look().await {
                 Ok(Some(_)) => {
                     server.resume().await;
-                    server.wait_loaded().await?
+                    server.wait_loaded(&plan.directory).await?
                 }
-                _ => server.start().await?,
+                _ => server.start(&plan.directory).await?,
             };
         }
         Ok(())
@@ -323,11 +334,12 @@ impl LocalRestore {
             server.stop(&now, true).await?;
             was_stopped = true;
         }
+        let directory = found.directory.clone();
         let (state, steps, mut record) = (self.state.clone(), self.steps.clone(), found);
         let record = blocking(move || swap_back(&state, &mut record, &steps).map(|()| record)).await;
         if let Some(server) = self.server.as_ref().filter(|_| was_stopped) {
             // Also when the swap was refused: then it runs on as it did.
-            server.start().await?;
+            server.start(&directory).await?;
         }
         record.map(Some)
     }

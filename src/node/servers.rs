@@ -1,6 +1,8 @@
 //! Stopping and starting a node's store: by its supervisor's commands or its own protocol, and believed only when seen.
 
 use std::io::{Read, Seek};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +17,12 @@ use crate::model::restore_plan::ServerFacts;
 
 /// How often a state is looked at.
 const POLL: Duration = Duration::from_millis(50);
+/// Ten times the pause that systemd makes before a restart.
+const RESTART_LIMIT: Duration = Duration::from_secs(1);
+/// How often a server that was started in the wrong place is ended.
+const RESTARTS_MAX: usize = 5;
+/// A server that neither answers nor works in its directory for so long has ended.
+const NOBODY_LIMIT: Duration = Duration::from_secs(3);
 /// Most of a command's output that is kept for the message.
 const OUTPUT_BYTES_MAX: u64 = 2048;
 
@@ -75,7 +83,37 @@ impl Server {
                 return Err(error);
             }
         }
-        self.wait_gone(before.pid).await
+        self.wait_gone(before.pid).await?;
+        if self.stop.is_empty() {
+            // Nobody told a supervisor, so one that restarts is given the time to show itself.
+            let until = Instant::now() + RESTART_LIMIT;
+            while Instant::now() < until {
+                self.is_still_stopped().await?;
+                tokio::time::sleep(POLL).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes sure that whoever runs works in `directory` as it is now, and not in one that was set aside under it: a
+    /// supervisor may have started it in between. It is ended without saving until it does.
+    pub async fn leave_other_directories(&self, directory: &Path) -> Result<(), RestoreError> {
+        for _ in 0..RESTARTS_MAX {
+            let Some(now) = self.control.look().await? else { return Ok(()) };
+            let (Some(works_in), Some(wanted)) = (working_inode(now.pid), super::journal::inode(directory)?) else {
+                return Ok(());
+            };
+            if works_in == wanted {
+                return Ok(());
+            }
+            self.control.shut_down(false).await?;
+            let until = Instant::now() + self.limits.gone;
+            while is_alive(now.pid) && Instant::now() < until {
+                tokio::time::sleep(POLL).await;
+            }
+        }
+        let reason = "its supervisor keeps starting it on a directory that was set aside: stop the supervisor".to_owned();
+        Err(RestoreError::Command { node: self.node.clone(), what: "stop".to_owned(), reason })
     }
 
     async fn save(&self) -> Result<(), RestoreError> {
@@ -130,14 +168,15 @@ impl Server {
         }
     }
 
-    /// Starts it and waits until it has loaded.
-    pub async fn start(&self) -> Result<ServerFacts, RestoreError> {
+    /// Starts it and waits until it has loaded. A server that works in `directory` no more has ended.
+    pub async fn start(&self, directory: &Path) -> Result<ServerFacts, RestoreError> {
         run(&self.node, "start command", &self.start, self.limits.command).await?;
-        self.wait_loaded().await
+        self.wait_loaded(directory).await
     }
 
     /// Waits until it answers and has loaded.
-    pub async fn wait_loaded(&self) -> Result<ServerFacts, RestoreError> {
+    pub async fn wait_loaded(&self, directory: &Path) -> Result<ServerFacts, RestoreError> {
+        let mut nobody_since = None;
         let late = |what: &str, limit| RestoreError::DeadlineExceeded { node: self.node.clone(), what: what.to_owned(), limit };
         let mut until = Instant::now() + self.limits.answer;
         let mut what = ("it did not answer after its start; look at its log", self.limits.answer);
@@ -157,7 +196,14 @@ impl Server {
                     return Err(RestoreError::Command { node: self.node.clone(), what: "start".to_owned(), reason });
                 }
                 Err(error @ DriverError::Denied { .. }) => return Err(error.into()),
-                Ok(None) | Err(_) => {}
+                Ok(None) if is_deserted(directory) => {
+                    // Long enough for a start that goes by way of other processes.
+                    if nobody_since.get_or_insert_with(Instant::now).elapsed() > NOBODY_LIMIT {
+                        let reason = "it ended right after its start; look at its log".to_owned();
+                        return Err(RestoreError::Command { node: self.node.clone(), what: "start".to_owned(), reason });
+                    }
+                }
+                Ok(None) | Err(_) => nobody_since = None,
             }
             if Instant::now() >= until {
                 return Err(late(what.0, what.1));
@@ -189,6 +235,32 @@ impl Server {
             tokio::time::sleep(POLL * 4).await;
         }
     }
+}
+
+/// Device and inode of the directory that a process works in; `None` where that may not be known.
+pub(super) fn working_inode(pid: u32) -> Option<(u64, u64)> {
+    let meta = std::fs::metadata(format!("/proc/{pid}/cwd")).ok()?;
+    Some((meta.dev(), meta.ino()))
+}
+
+/// No process works in a directory, for certain: where some may not be looked at, that is not certain.
+fn is_deserted(directory: &Path) -> bool {
+    let Ok(Some(wanted)) = super::journal::inode(directory) else { return false };
+    let Ok(processes) = std::fs::read_dir("/proc") else { return false };
+    for process in processes.flatten() {
+        if process.file_name().as_encoded_bytes().iter().any(|byte| !byte.is_ascii_digit()) {
+            continue;
+        }
+        match std::fs::metadata(process.path().join("cwd")) {
+            Ok(meta) if (meta.dev(), meta.ino()) == wanted => return false,
+            // Root may look at every process that could be a store; what is kept even from it is none.
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied && !rustix::process::geteuid().is_root() => {
+                return false;
+            }
+            _ => {}
+        }
+    }
+    true
 }
 
 /// A process is there and not merely waiting to be reaped.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use tintype::agent::restore::RestoreStep;
 use tintype::app::control::restore::{self, Change, PreparedRestore, RestoreTarget};
 use tintype::base::SystemClock;
 use tintype::cluster::restore::{RestoreOutcome, RestoreReport};
@@ -22,7 +23,7 @@ use tintype::model::manifest::{
 use tintype::model::names::{ClusterName, NodeName, TreePath};
 use tintype::model::restore_plan::{RefusalCode, RestoreRequest};
 use tintype::model::time::Timestamp;
-use tintype::node::StateDirectory;
+use tintype::node::{RecoveredTo, StateDirectory};
 use tintype::object::Capabilities;
 use tintype::object::memory::MemoryStore;
 use tintype::repo::{EntryMeta, ListedSnapshot, NodeWriter, Publication, Repository, WriterOptions};
@@ -502,6 +503,52 @@ async fn a_cluster_node_keeps_its_identity_and_takes_no_other_slots() {
     assert_eq!(report.outcome, RestoreOutcome::Restored, "{:?}", report.failures);
     assert_eq!(store_.command(&["CLUSTER", "MYID"]), identity);
     assert_eq!(store_.keys(), 1001);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_that_dies_at_any_step_leaves_the_old_data_or_the_new() {
+    let stored = stored_dump().await;
+    for (step, outcome, expected) in [
+        (RestoreStep::Stop, Some(RecoveredTo::Old), "live"),
+        (RestoreStep::Swap, Some(RecoveredTo::Old), "live"),
+        (RestoreStep::Start, Some(RecoveredTo::Unchecked), "stored"),
+        (RestoreStep::Check, Some(RecoveredTo::Unchecked), "stored"),
+    ] {
+        let store = Store::new("save \"\"");
+        store.start().command(&["SET", "which", "live"]);
+        let prepared = prepare(&stored, &store.target(), &request(), &store).await;
+        // A panic unwinds without any of our own cleaning up, as a death would.
+        let dying = tokio::spawn(async move { prepared.run(&|now| assert!(now != step, "dies on purpose"), &|| false).await });
+        assert!(dying.await.is_err());
+        let recovered = restore::recover_interrupted(&store.state()).await.expect("recovers");
+        assert_eq!(recovered.first().map(|one| one.outcome), outcome, "{step}");
+        if store.try_connection().is_none() {
+            store.start();
+        }
+        assert_eq!(store.get("which").as_deref(), Some(expected), "{step}");
+        if expected == "stored" {
+            let changes = restore::roll_back("prod", &[store.target()], &store.state()).await.expect("rolls back");
+            assert!(matches!(changes[0].result, Ok(Some(_))), "{:?}", changes[0]);
+            assert_eq!(store.get("which").as_deref(), Some("live"), "{step}");
+        } else {
+            assert_eq!(store.kept(), Vec::<String>::new(), "{step}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_directory_that_leads_nowhere_or_cannot_be_written_is_refused() {
+    let stored = stored_dump().await;
+    let store = Store::new("");
+    let mut target = store.target();
+    let link = store.root.path().join("dangling");
+    std::os::unix::fs::symlink("/nowhere/at/all", &link).expect("links");
+    target.site.data_directory = Some(link);
+    assert_eq!(codes(&prepare(&stored, &target, &request(), &store).await), [RefusalCode::ForeignDirectory]);
+    let fifo = store.root.path().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().expect("runs").success());
+    target.site.data_directory = Some(fifo);
+    assert_eq!(codes(&prepare(&stored, &target, &request(), &store).await), [RefusalCode::ForeignDirectory]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

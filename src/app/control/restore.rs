@@ -96,22 +96,9 @@ pub async fn prepare(
         let facts = sources.iter().find(|facts| facts.node.as_str() == node.node()).or(sources.first());
         facts.map(|facts| StoreLayout::from_settings(&facts.description.settings, &facts.description.version))
     };
-    let inspected: Vec<TargetFacts> = join_all(nodes.iter().map(|node| inspect(node, stored(node)))).await;
+    let inspected: Vec<TargetFacts> = join_all(nodes.iter().map(|node| node.inspect(stored(node)))).await;
     let plan = RestorePlan::new(Uuid::new_v4(), &snapshot, &sources, &inspected, request);
     Ok(PreparedRestore { plan, source, snapshot, nodes, clock })
-}
-
-async fn inspect(node: &LocalRestore, stored: Option<StoreLayout>) -> TargetFacts {
-    match node.inspect(stored).await {
-        Ok(facts) => facts,
-        // Whatever cannot be looked at is a refusal of the plan, and not the end of it: the other nodes are told too.
-        Err(error) => TargetFacts {
-            node: node.node().to_owned(),
-            server_fault: Some(error.to_string()),
-            directory: Some(Default::default()),
-            ..TargetFacts::default()
-        },
-    }
 }
 
 impl PreparedRestore {

@@ -1,0 +1,89 @@
+//! Which stored node of a restore goes to which target.
+
+use super::manifest::{ClusterManifest, NodeStatus};
+use super::names::NodeName;
+use super::restore_facts::{RestoreRequest, SourceFacts, TargetFacts};
+use super::restore_plan::{RefusalCode, Refusals};
+
+/// Which stored node goes where: as the operator says, by name, by slots, or one to one.
+pub(super) fn pairs<'a>(
+    snapshot: &ClusterManifest,
+    sources: &'a [SourceFacts],
+    targets: &'a [TargetFacts],
+    request: &RestoreRequest,
+    refusals: &mut Refusals,
+) -> Vec<(&'a SourceFacts, &'a TargetFacts)> {
+    let shown = format!("{}/{}", snapshot.cluster, snapshot.date);
+    let mut wanted: Vec<&SourceFacts> = Vec::new();
+    let named: Vec<&NodeName> = if request.nodes.is_empty() {
+        sources.iter().map(|source| &source.node).collect()
+    } else {
+        request.nodes.iter().collect()
+    };
+    for name in named {
+        match sources.iter().find(|source| &source.node == name) {
+            None => {
+                let known: Vec<_> = sources.iter().map(|source| source.node.as_str()).collect();
+                let next = format!("its nodes are {}; name one of them with --node", known.join(", "));
+                refusals.add(RefusalCode::MissingInSnapshot, name, format!("{shown} has no such node"), next);
+            }
+            Some(source) if source.status != NodeStatus::Completed => {
+                let next = "choose another snapshot, see `tintype status`, or restore the other nodes with --node";
+                refusals.add(RefusalCode::MissingInSnapshot, name, format!("it was not stored in {shown}"), next);
+            }
+            Some(source) => wanted.push(source),
+        }
+    }
+    for (source, target) in &request.map {
+        if !sources.iter().any(|known| &known.node == source) {
+            refusals.add(
+                RefusalCode::UnknownMapping,
+                source,
+                format!("{shown} has no such node"),
+                "correct --map SOURCE_NODE=TARGET_NODE",
+            );
+        }
+        if !targets.iter().any(|known| known.node == target.as_str()) {
+            let reason = format!("{} has no such node", request.target_cluster);
+            refusals.add(RefusalCode::UnknownMapping, target, reason, "correct --map SOURCE_NODE=TARGET_NODE");
+        }
+    }
+    let slots_of = |target: &TargetFacts| target.server.as_ref().map(|server| server.slots.clone()).unwrap_or_default();
+    let mut found: Vec<(&SourceFacts, &TargetFacts)> = Vec::new();
+    let is_single = wanted.len() == 1 && targets.len() == 1;
+    for source in wanted {
+        let mapped = request.map.iter().find(|(from, _)| *from == source.node).map(|(_, to)| to.as_str());
+        let target = match mapped {
+            Some(name) => targets.iter().find(|target| target.node == name),
+            None => targets
+                .iter()
+                .find(|target| target.node == source.node.as_str())
+                .or_else(|| {
+                    targets
+                        .iter()
+                        .find(|target| !source.description.slots.is_empty() && slots_of(target) == source.description.slots)
+                })
+                .or_else(|| targets.first().filter(|_| is_single)),
+        };
+        match target {
+            Some(target) if found.iter().any(|(_, taken)| taken.node == target.node) => {
+                let reason = format!("another stored node goes to {} already", target.node);
+                refusals.add(
+                    RefusalCode::UnknownMapping,
+                    &source.node,
+                    reason,
+                    "give each a target of its own with --map SOURCE_NODE=TARGET_NODE",
+                );
+            }
+            Some(target) => found.push((source, target)),
+            None if mapped.is_some() => {}
+            None => {
+                let known: Vec<_> = targets.iter().map(|target| target.node.as_str()).collect();
+                let next = format!("say which with --map {}=TARGET_NODE, one of {}", source.node, known.join(", "));
+                let reason = format!("no node of {} has its name or its slots", request.target_cluster);
+                refusals.add(RefusalCode::UnknownMapping, &source.node, reason, next);
+            }
+        }
+    }
+    found
+}

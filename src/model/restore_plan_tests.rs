@@ -1,0 +1,177 @@
+//! Every refusal of a restore plan, from facts alone.
+
+use super::*;
+use crate::model::manifest::{
+    CaptureProof, Consistency, CutKind, CutRecord, NodeDescription, NodeRecord, NodeStatus, NodeTotals, SnapshotStatus,
+};
+
+const CUT: i64 = 1_700_000_000_000_000;
+
+fn name(text: &str) -> NodeName {
+    NodeName::new(text).expect("legal")
+}
+
+/// Name, how it fared, slots.
+type Sample<'a> = (&'a str, NodeStatus, Vec<(u16, u16)>);
+
+fn snapshot(nodes: &[Sample<'_>]) -> ClusterManifest {
+    let record = |(node, status, slots): &Sample<'_>| NodeRecord {
+        name: name(node),
+        status: *status,
+        reason: None,
+        manifest: None,
+        description: NodeDescription {
+            store: "redis".to_owned(),
+            version: "7.0.15".to_owned(),
+            slots: slots.clone(),
+            ..NodeDescription::default()
+        },
+        proof: CaptureProof::none(),
+        keys: None,
+        totals: NodeTotals { files: 1, total_bytes: 1000, ..NodeTotals::default() },
+    };
+    ClusterManifest {
+        format: 1,
+        uuid: Uuid::nil(),
+        cluster: ClusterName::new("prod").expect("legal"),
+        date: SnapshotDate::from_seconds(CUT / 1_000_000).expect("in range"),
+        cut_at: Timestamp(CUT),
+        published_at: Timestamp(CUT),
+        predecessor: None,
+        status: SnapshotStatus::Completed,
+        store: "redis".to_owned(),
+        cut: CutRecord {
+            kind: CutKind::Frozen,
+            consistent: Consistency::Proved,
+            scope: "cluster".to_owned(),
+            pause_us: 0,
+            capture_us: 0,
+            skew_us: 0,
+        },
+        nodes: nodes.iter().map(record).collect(),
+        tags: Default::default(),
+        writer: String::new(),
+    }
+}
+
+fn target(node: &str) -> TargetFacts {
+    TargetFacts {
+        node: node.to_owned(),
+        directory: Some(DirectoryFacts {
+            resolved: format!("/data/{node}").into(),
+            exists: true,
+            free_bytes: 1 << 30,
+            ..DirectoryFacts::default()
+        }),
+        server: Some(ServerFacts {
+            store: "redis".to_owned(),
+            version: "7.0.15".to_owned(),
+            role: "master".to_owned(),
+            pid: 7,
+            directory: Some(format!("/data/{node}").into()),
+            ..ServerFacts::default()
+        }),
+        server_fault: None,
+        has_stop: true,
+        has_start: true,
+    }
+}
+
+fn plan_of(snapshot: &ClusterManifest, targets: &[TargetFacts], request: &RestoreRequest) -> RestorePlan {
+    let mut sources = SourceFacts::of_snapshot(snapshot);
+    sources.iter_mut().for_each(|source| source.names = vec!["dump.rdb".to_owned()]);
+    RestorePlan::new(Uuid::nil(), snapshot, &sources, targets, request)
+}
+
+fn request() -> RestoreRequest {
+    RestoreRequest { target_cluster: "prod".to_owned(), ..RestoreRequest::default() }
+}
+
+fn codes(plan: &RestorePlan) -> Vec<RefusalCode> {
+    plan.refusals.iter().map(|refusal| refusal.code).collect()
+}
+
+/// The refusals of one good node after `change`.
+fn refused(change: impl FnOnce(&mut ServerFacts, &mut DirectoryFacts)) -> Vec<RefusalCode> {
+    let mut target = target("a");
+    change(target.server.as_mut().expect("is set"), target.directory.as_mut().expect("is set"));
+    codes(&plan_of(&snapshot(&[("a", NodeStatus::Completed, vec![])]), &[target], &request()))
+}
+
+#[test]
+fn a_good_target_is_allowed_and_shown() {
+    let plan = plan_of(&snapshot(&[("a", NodeStatus::Completed, vec![])]), &[target("a")], &request());
+    assert!(plan.is_allowed(), "{plan}");
+    assert!(plan.to_string().contains("a -> a in /data/a"), "{plan}");
+    let json = serde_json::to_string(&plan).expect("serializes");
+    assert_eq!(serde_json::from_str::<RestorePlan>(&json).expect("reads back"), plan);
+}
+
+#[test]
+fn every_unsafe_target_is_refused_with_its_reason() {
+    use RefusalCode::*;
+    assert_eq!(refused(|server, _| server.role = "slave".to_owned()), [Replica]);
+    assert_eq!(refused(|server, _| server.is_loading = true), [Loading]);
+    assert_eq!(refused(|server, _| server.version = "6.2.14".to_owned()), [DumpTooNew]);
+    assert_eq!(refused(|server, _| server.directory = Some("/other".into())), [OtherDirectory]);
+    assert_eq!(refused(|server, _| (server.in_cluster, server.slots) = (true, vec![(0, 5)])), [SlotsDiffer]);
+    assert_eq!(refused(|server, _| (server.in_cluster, server.replicas) = (true, 1)), [HasReplicas]);
+    assert_eq!(refused(|server, _| (server.keys, server.changes) = (1, 1)), [NewerData]);
+    assert_eq!(refused(|server, _| (server.keys, server.saved_at) = (1, CUT / 1_000_000 + 1)), [NewerData]);
+    assert_eq!(
+        refused(|_, directory| directory.fault = Some("it belongs to user 1, and we are user 2".to_owned())),
+        [ForeignDirectory]
+    );
+    assert_eq!(refused(|_, directory| directory.free_bytes = 1000), [TooLittleSpace]);
+    assert_eq!(refused(|server, _| server.version = "7.4.1".to_owned()), []);
+}
+
+#[test]
+fn nodes_are_found_by_name_by_slots_or_as_told() {
+    use NodeStatus::Completed;
+    let stored = snapshot(&[("a", Completed, vec![(0, 99)]), ("b", Completed, vec![(100, 16383)])]);
+    let shard = |node: &str, slots| {
+        let mut target = target(node);
+        let server = target.server.as_mut().expect("is set");
+        (server.in_cluster, server.slots) = (true, vec![slots]);
+        target
+    };
+    let by_slots = plan_of(&stored, &[shard("y", (100, 16383)), shard("x", (0, 99))], &request());
+    assert!(by_slots.is_allowed(), "{by_slots}");
+    assert_eq!(
+        by_slots.nodes.iter().map(|node| (node.source.as_str(), node.target.as_str())).collect::<Vec<_>>(),
+        [("a", "x"), ("b", "y")]
+    );
+    let lost = plan_of(&stored, &[shard("y", (100, 16383)), shard("x", (0, 98))], &request());
+    assert_eq!(codes(&lost), [RefusalCode::UnknownMapping]);
+    let crossed = RestoreRequest { map: vec![(name("a"), name("y")), (name("b"), name("x"))], ..request() };
+    let crossed = plan_of(&stored, &[shard("y", (100, 16383)), shard("x", (0, 99))], &crossed);
+    assert_eq!(codes(&crossed), [RefusalCode::SlotsDiffer, RefusalCode::SlotsDiffer]);
+}
+
+#[test]
+fn nodes_that_are_not_stored_are_refused() {
+    let stored = snapshot(&[("a", NodeStatus::Failed, vec![])]);
+    assert_eq!(codes(&plan_of(&stored, &[target("a")], &request())), [RefusalCode::MissingInSnapshot]);
+    let other = RestoreRequest { nodes: vec![name("z")], ..request() };
+    assert_eq!(codes(&plan_of(&stored, &[target("a")], &other)), [RefusalCode::MissingInSnapshot]);
+}
+
+#[test]
+fn targets_on_one_file_system_need_their_space_together() {
+    let mut stored = snapshot(&[("a", NodeStatus::Completed, vec![]), ("b", NodeStatus::Completed, vec![])]);
+    stored.nodes.iter_mut().for_each(|node| node.totals.total_bytes = 700 << 20);
+    assert_eq!(codes(&plan_of(&stored, &[target("a"), target("b")], &request())), [RefusalCode::TooLittleSpace]);
+}
+
+#[test]
+fn an_append_only_target_gets_files_that_it_reads() {
+    let mut target = target("a");
+    target.server.as_mut().expect("is set").settings.insert("appendonly".to_owned(), "yes".to_owned());
+    let plan = plan_of(&snapshot(&[("a", NodeStatus::Completed, vec![])]), &[target], &request());
+    let made = plan.nodes[0].fit.append_only.as_ref().expect("is made");
+    assert_eq!(
+        (made.dump_file.as_str(), made.directory.as_deref(), made.file.as_str()),
+        ("dump.rdb", Some("appendonlydir"), "appendonly.aof")
+    );
+}

@@ -1,0 +1,71 @@
+//! The restore plan as text for people.
+
+use std::fmt;
+
+use super::restore_plan::{RestorePlan, StopKind, SwapKind};
+
+/// Bytes for people, in binary units.
+pub fn human_bytes(bytes: u64) -> String {
+    let mut value = bytes;
+    let mut rest = 0;
+    for unit in ["B", "KiB", "MiB", "GiB", "TiB"] {
+        if value < 1024 {
+            return if unit == "B" { format!("{value} B") } else { format!("{value}.{} {unit}", rest * 10 / 1024) };
+        }
+        rest = value % 1024;
+        value /= 1024;
+    }
+    format!("{value} PiB")
+}
+
+impl fmt::Display for RestorePlan {
+    /// For people: what is replaced by what, in which order, and what is in the way.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "restore {}/{} (cut {}) into {}", self.cluster, self.date, self.cut_at, self.target_cluster)?;
+        for node in &self.nodes {
+            writeln!(f, "  {} -> {} in {}", node.source, node.target, node.directory.display())?;
+            writeln!(
+                f,
+                "    place    {} in {} files; {} free",
+                human_bytes(node.bytes),
+                node.files,
+                human_bytes(node.free_bytes)
+            )?;
+            match &node.before {
+                Some(server) => writeln!(
+                    f,
+                    "    replace  {} keys, {} on disk, kept for rollback",
+                    server.keys,
+                    human_bytes(node.replaced_bytes)
+                )?,
+                None if node.owner.is_some() => {
+                    writeln!(f, "    replace  {} on disk, kept for rollback", human_bytes(node.replaced_bytes))?
+                }
+                None => writeln!(f, "    replace  nothing")?,
+            }
+            if !node.carried.is_empty() {
+                writeln!(f, "    keep     {}", node.carried.join(", "))?;
+            }
+            if node.swap == SwapKind::Entries {
+                writeln!(f, "    swap     entry by entry: the directory is a mountpoint")?;
+            }
+            let save = if node.save_first { "save, then stop" } else { "stop without saving" };
+            match node.stop {
+                StopKind::NotRunning => writeln!(f, "    stop     it does not run")?,
+                StopKind::Command => writeln!(f, "    stop     {save} by its command")?,
+                StopKind::Protocol => writeln!(f, "    stop     {save} by SHUTDOWN")?,
+            }
+            match (node.start, node.keys) {
+                (true, Some(keys)) => writeln!(f, "    start    and find {} keys again", keys.total)?,
+                (true, None) => writeln!(f, "    start    and wait until it has loaded")?,
+                (false, _) => writeln!(f, "    start    left to you")?,
+            }
+        }
+        if self.nodes.len() > 1 {
+            let order: Vec<_> = self.nodes.iter().map(|node| node.target.as_str()).collect();
+            writeln!(f, "  all are placed first, then stopped, swapped and started together: {}", order.join(", "))?;
+        }
+        self.warnings.iter().try_for_each(|warning| writeln!(f, "  warning: {warning}"))?;
+        self.refusals.iter().try_for_each(|refusal| writeln!(f, "  refused: {refusal}"))
+    }
+}
