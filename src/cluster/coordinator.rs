@@ -509,6 +509,10 @@ fn check_memory(nodes: &[&NodeDescription]) -> Result<(), SnapshotError> {
 }
 
 #[cfg(test)]
+#[path = "coordinator_tests.rs"]
+mod over_fakes;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

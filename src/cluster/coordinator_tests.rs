@@ -1,0 +1,217 @@
+//! The coordinator over nodes made of wishes: what they do at each step, and what must come of it.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::*;
+use crate::base::SystemClock;
+use crate::model::extent::SEQUENTIAL_BLOCK_BYTES;
+use crate::model::manifest::{FileClass, Ownership};
+use crate::model::names::TreePath;
+use crate::object::Capabilities;
+use crate::object::memory::MemoryStore;
+use crate::repo::{EntryMeta, NodeWriter, WriterOptions};
+
+/// What a node does when its turn comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    Well,
+    UnreachableAtFirst,
+    HangsInPrepare,
+    BreaksItsFreeze,
+    FailsInUpload,
+    HangsInUpload,
+}
+
+/// What the nodes of one test have in common.
+#[derive(Debug)]
+struct Stage {
+    repository: Arc<Repository>,
+    uuid: SnapshotId,
+    log: Mutex<Vec<String>>,
+    given_back: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct FakeNode {
+    name: NodeName,
+    wish: Wish,
+    stage: Arc<Stage>,
+}
+
+impl FakeNode {
+    fn note(&self, what: &str) {
+        self.stage.log.lock().expect("no test panics with it").push(format!("{}:{what}", self.name));
+    }
+
+    fn error(&self, kind: NodeErrorKind) -> NodeError {
+        NodeError { kind, message: format!("{}: as wished", self.name) }
+    }
+}
+
+#[async_trait::async_trait]
+impl NodeService for FakeNode {
+    fn name(&self) -> &NodeName {
+        &self.name
+    }
+
+    async fn describe(&mut self) -> Result<NodeDescription, NodeError> {
+        match self.wish {
+            Wish::UnreachableAtFirst => Err(self.error(NodeErrorKind::Unreachable)),
+            _ => Ok(NodeDescription { address: self.name.to_string(), ..NodeDescription::default() }),
+        }
+    }
+
+    async fn prepare(&mut self, _: Duration, _: Duration) -> Result<(), NodeError> {
+        if self.wish == Wish::HangsInPrepare {
+            self.note("prepare");
+            std::future::pending::<()>().await;
+        }
+        Ok(())
+    }
+
+    async fn freeze(&mut self, _: Duration) -> Result<(), NodeError> {
+        self.note("freeze");
+        Ok(())
+    }
+
+    async fn capture(&mut self) -> Result<(), NodeError> {
+        self.note("capture");
+        Ok(())
+    }
+
+    async fn thaw(&mut self) -> Result<CaptureProof, NodeError> {
+        self.note("thaw");
+        match self.wish {
+            Wish::BreaksItsFreeze => Err(self.error(NodeErrorKind::Void)),
+            _ => Ok(CaptureProof { consistent: Consistency::Proved, kind: "wish".to_owned(), checks: Vec::new() }),
+        }
+    }
+
+    async fn upload(&mut self) -> Result<UploadReceipt, NodeError> {
+        self.note("upload");
+        match self.wish {
+            Wish::FailsInUpload => return Err(self.error(NodeErrorKind::Broken)),
+            Wish::HangsInUpload => std::future::pending::<()>().await,
+            _ => {}
+        }
+        let stage = &self.stage;
+        let (cluster, options) = (cluster(), WriterOptions::new(None, 1));
+        let mut writer = NodeWriter::begin(stage.repository.clone(), cluster, self.name.clone(), stage.uuid, None, options).await.expect("begins");
+        let meta = EntryMeta { path: TreePath::new("file").expect("legal"), mode: 0o600, owner: Ownership::default(), modified_ns: 0 };
+        writer.add_stream(meta, FileClass::Immutable, SEQUENTIAL_BLOCK_BYTES, &mut &b"content"[..]).await.expect("stores");
+        let receipt = writer.finish().await.expect("finishes");
+        Ok(UploadReceipt { manifest: receipt.manifest, totals: receipt.totals, keys: None, checked: Vec::new() })
+    }
+
+    async fn abandon(&mut self) {
+        self.stage.given_back.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+fn cluster() -> ClusterName {
+    ClusterName::new("prod").expect("legal")
+}
+
+struct Outcome {
+    result: Result<PublishedSnapshot, SnapshotError>,
+    stage: Arc<Stage>,
+}
+
+impl Outcome {
+    async fn published(&self) -> usize {
+        self.stage.repository.snapshots(&cluster()).await.expect("lists").len()
+    }
+
+    async fn run_status(&self) -> RunStatus {
+        self.stage.repository.run(self.stage.uuid).await.expect("reads").expect("recorded").status
+    }
+}
+
+/// Runs one snapshot; interrupts it once the log holds `interrupt_after`.
+async fn run(wishes: &[Wish], partial: bool, interrupt_after: Option<&str>) -> Outcome {
+    let capabilities = Capabilities { refuses_second_create: true, refuses_stale_replace: true, checks_uploads: true, serves_ranges: true };
+    let repository = Arc::new(Repository::init(Arc::new(MemoryStore::default()), None, capabilities, 0).await.expect("inits"));
+    let stage = Arc::new(Stage { repository, uuid: SnapshotId::new_v4(), log: Mutex::default(), given_back: AtomicUsize::new(0) });
+    let node = |(index, wish): (usize, &Wish)| {
+        let name = NodeName::new(format!("n{index}")).expect("legal");
+        Box::new(FakeNode { name, wish: *wish, stage: stage.clone() }) as Box<dyn NodeService>
+    };
+    let nodes = wishes.iter().enumerate().map(node).collect();
+    let options = SnapshotOptions {
+        uuid: stage.uuid,
+        cluster: cluster(),
+        store: "fake".to_owned(),
+        cut_kind: CutKind::Frozen,
+        pause: Duration::from_secs(20),
+        patience: Duration::from_secs(20),
+        partial,
+        adopt: false,
+        tags: BTreeMap::new(),
+    };
+    let (raise, interrupted) = watch::channel(false);
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
+    let coordinator = Coordinator::new(stage.repository.clone(), clock, options, nodes, interrupted, Box::new(|_| {}));
+    let running = tokio::spawn(coordinator.run());
+    if let Some(awaited) = interrupt_after {
+        while !stage.log.lock().expect("no test panics with it").iter().any(|line| line == awaited) {
+            tokio::task::yield_now().await;
+        }
+        raise.send_replace(true);
+    }
+    let result = tokio::time::timeout(Duration::from_secs(10), running).await.expect("ends at once").expect("does not panic");
+    Outcome { result, stage }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_do_well_are_published_as_one_instant() {
+    let outcome = run(&[Wish::Well, Wish::Well, Wish::Well], false, None).await;
+    let published = outcome.result.as_ref().expect("published");
+    assert_eq!(published.manifest.cut.consistent, Consistency::Proved);
+    assert!(published.listed.is_complete);
+    assert_eq!((outcome.run_status().await, outcome.stage.given_back.load(Ordering::SeqCst)), (RunStatus::Completed, 3));
+    assert!(outcome.stage.repository.intents(&cluster()).await.expect("lists").is_empty());
+    let log = outcome.stage.log.lock().expect("no test panics with it").clone();
+    let last_freeze = log.iter().rposition(|line| line.ends_with("freeze")).expect("frozen");
+    let first_capture = log.iter().position(|line| line.ends_with("capture")).expect("captured");
+    assert!(last_freeze < first_capture, "{log:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_freeze_that_broke_publishes_nothing_and_thaws_all() {
+    let outcome = run(&[Wish::Well, Wish::BreaksItsFreeze], true, None).await;
+    assert!(matches!(outcome.result, Err(SnapshotError::Void(_))));
+    assert_eq!((outcome.published().await, outcome.run_status().await), (0, RunStatus::Failed));
+    assert_eq!(outcome.stage.given_back.load(Ordering::SeqCst), 2);
+    let log = outcome.stage.log.lock().expect("no test panics with it").clone();
+    assert_eq!(log.iter().filter(|line| line.ends_with("thaw")).count(), 2, "{log:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_failed_node_fails_the_snapshot_unless_gaps_were_agreed_to() {
+    let outcome = run(&[Wish::Well, Wish::FailsInUpload], false, None).await;
+    assert!(matches!(outcome.result, Err(SnapshotError::Node { .. })));
+    assert_eq!(outcome.published().await, 0);
+    let outcome = run(&[Wish::Well, Wish::FailsInUpload, Wish::UnreachableAtFirst], true, None).await;
+    let published = outcome.result.as_ref().expect("published");
+    assert!(!published.listed.is_complete);
+    let statuses: Vec<_> = published.manifest.nodes.iter().map(|node| node.status).collect();
+    assert_eq!(statuses, [NodeStatus::Completed, NodeStatus::Failed, NodeStatus::Missing]);
+    assert_eq!(outcome.run_status().await, RunStatus::Partial);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unreachable_node_fails_the_snapshot_before_anything_is_frozen() {
+    let outcome = run(&[Wish::Well, Wish::UnreachableAtFirst], false, None).await;
+    assert!(matches!(outcome.result, Err(SnapshotError::Node { .. })));
+    assert!(outcome.stage.log.lock().expect("no test panics with it").is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interruption_ends_waits_and_uploads_at_once() {
+    for (wish, awaited) in [(Wish::HangsInPrepare, "n1:prepare"), (Wish::HangsInUpload, "n1:upload")] {
+        let outcome = run(&[Wish::Well, wish], false, Some(awaited)).await;
+        assert!(matches!(outcome.result, Err(SnapshotError::Interrupted)), "{wish:?}: {:?}", outcome.result.err());
+        assert_eq!((outcome.published().await, outcome.stage.given_back.load(Ordering::SeqCst)), (0, 2));
+    }
+}
