@@ -97,8 +97,11 @@ impl NodeService for FakeNode {
         }
         let stage = &self.stage;
         let (cluster, options) = (cluster(), WriterOptions::new(None, 1));
-        let mut writer = NodeWriter::begin(stage.repository.clone(), cluster, self.name.clone(), stage.uuid, None, options).await.expect("begins");
-        let meta = EntryMeta { path: TreePath::new("file").expect("legal"), mode: 0o600, owner: Ownership::default(), modified_ns: 0 };
+        let mut writer = NodeWriter::begin(stage.repository.clone(), cluster, self.name.clone(), stage.uuid, None, options)
+            .await
+            .expect("begins");
+        let meta =
+            EntryMeta { path: TreePath::new("file").expect("legal"), mode: 0o600, owner: Ownership::default(), modified_ns: 0 };
         writer.add_stream(meta, FileClass::Immutable, SEQUENTIAL_BLOCK_BYTES, &mut &b"content"[..]).await.expect("stores");
         let receipt = writer.finish().await.expect("finishes");
         Ok(UploadReceipt { manifest: receipt.manifest, totals: receipt.totals, keys: None, checked: Vec::new() })
@@ -130,9 +133,11 @@ impl Outcome {
 
 /// Runs one snapshot; interrupts it once the log holds `interrupt_after`.
 async fn run(wishes: &[Wish], partial: bool, interrupt_after: Option<&str>) -> Outcome {
-    let capabilities = Capabilities { refuses_second_create: true, refuses_stale_replace: true, checks_uploads: true, serves_ranges: true };
+    let capabilities =
+        Capabilities { refuses_second_create: true, refuses_stale_replace: true, checks_uploads: true, serves_ranges: true };
     let repository = Arc::new(Repository::init(Arc::new(MemoryStore::default()), None, capabilities, 0).await.expect("inits"));
-    let stage = Arc::new(Stage { repository, uuid: SnapshotId::new_v4(), log: Mutex::default(), given_back: AtomicUsize::new(0) });
+    let stage =
+        Arc::new(Stage { repository, uuid: SnapshotId::new_v4(), log: Mutex::default(), given_back: AtomicUsize::new(0) });
     let node = |(index, wish): (usize, &Wish)| {
         let name = NodeName::new(format!("n{index}")).expect("legal");
         Box::new(FakeNode { name, wish: *wish, stage: stage.clone() }) as Box<dyn NodeService>

@@ -30,8 +30,7 @@ impl Scripted {
         let thread = std::thread::spawn(move || {
             for (head, body) in script {
                 let Ok((stream, _)) = listener.accept() else { return };
-                let request = answer(stream, &head, &body);
-                seen.lock().expect("no panic holds it").push(request);
+                answer(stream, &head, &body, &seen);
             }
         });
         let folder = tempfile::tempdir().expect("a temporary directory");
@@ -70,8 +69,9 @@ impl Drop for Scripted {
     }
 }
 
-/// Reads one request whole and answers it; the request's head.
-fn answer(mut stream: TcpStream, head: &str, body: &str) -> String {
+/// Reads one request whole, notes it (before the client can go on), and answers it.
+fn answer(mut stream: TcpStream, head: &str, body: &str, seen: &Mutex<Vec<String>>) {
+    let note = |request: String| seen.lock().expect("no panic holds it").push(request);
     let _ = stream.set_read_timeout(Some(Duration::from_secs(5)));
     let mut bytes = Vec::new();
     let mut part = [0u8; 4096];
@@ -84,13 +84,13 @@ fn answer(mut stream: TcpStream, head: &str, body: &str) -> String {
             }
         }
         match stream.read(&mut part) {
-            Ok(0) | Err(_) => return String::new(),
+            Ok(0) | Err(_) => return note(String::new()),
             Ok(count) => bytes.extend_from_slice(&part[..count]),
         }
     }
     let length = if head.contains("Content-Length") { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
+    note(String::from_utf8_lossy(&bytes).to_lowercase());
     let _ = stream.write_all(format!("HTTP/1.1 {head}\r\n{length}Connection: close\r\n\r\n{body}").as_bytes());
-    String::from_utf8_lossy(&bytes).to_lowercase()
 }
 
 fn page(keys: &[&str], is_truncated: bool) -> String {
