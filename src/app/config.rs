@@ -236,7 +236,7 @@ pub fn parse(text: &str, place: &Path) -> Result<Config, Failure> {
         let message = error.message().to_owned();
         let line = error
             .span()
-            .map_or(String::new(), |span| format!(" line {}", text[..span.start.min(text.len())].lines().count().max(1)));
+            .map_or(String::new(), |span| format!(" line {}", text[..span.start.min(text.len())].matches('\n').count() + 1));
         let failure = Failure::usage(format!("{}{line}: {message}", place.display()));
         match nearest_key(&message) {
             Some(nearest) => failure.hint(format!("did you mean {nearest}?")),
