@@ -43,9 +43,14 @@ tool_environment() {
     export TINTYPE_EFFORT=${TINTYPE_EFFORT:-small}
 }
 
-# A port that nobody listens on now. Somebody may take it before it is used: who starts a server on it looks whether it lives.
-free_port() {
-    python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+# So many different ports that nobody listens on now. Somebody may take one before it is used: who starts a server looks.
+free_ports() {
+    python3 -c '
+import socket, sys
+sockets = [socket.socket() for _ in range(int(sys.argv[1]))]
+for one in sockets:
+    one.bind(("127.0.0.1", 0))
+print(*(one.getsockname()[1] for one in sockets))' "$1"
 }
 
 # Waits until a command succeeds: `wait_for SECONDS WHAT COMMAND...`.
