@@ -266,13 +266,15 @@ impl RedisDriver {
         let diskless = control.setting("repl-diskless-sync").await?.as_deref() == Some("yes");
         let delay = control.setting("repl-diskless-sync-delay").await?.unwrap_or_else(|| "0".to_owned());
         let deletes_sync_files = control.setting("rdb-del-sync-files").await?.as_deref() == Some("yes");
-        // Set to what it is: nothing changes, and the answer says whether we may.
-        let trial = control.ask_all(&[&["CONFIG", "SET", "repl-diskless-sync-delay", &delay]], limit).await?.remove(0);
+        // Set to what they are: nothing changes, and the answers say whether we may.
+        let trials: &[&[&str]] = &[&["CONFIG", "SET", "repl-diskless-sync-delay", &delay], &["CLIENT", "REPLY", "ON"]];
+        let trials = control.ask_all(trials, limit).await?;
         let settings = TransferSettings {
             version: prepared.version,
             diskless,
             delay_s: delay.parse().unwrap_or(0),
-            may_configure: trial.is_ok(),
+            may_configure: trials[0].is_ok(),
+            may_silence: trials[1].is_ok(),
             saves: prepared.saves,
             appends: prepared.appends,
             deletes_sync_files,
