@@ -8,9 +8,11 @@
 //! whether the pause may be felt again.
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use tokio::sync::{mpsc, watch};
 
 use super::identity::stranger;
@@ -123,6 +125,14 @@ enum Order {
     Upload,
 }
 
+impl Order {
+    /// It may take minutes and holds nobody's writes back: it is cut short when the snapshot is given up. What it took is
+    /// given back by `abandon`.
+    fn is_patient(&self) -> bool {
+        matches!(self, Self::Describe | Self::Prepare(..) | Self::Upload)
+    }
+}
+
 enum Answer {
     Described(Box<NodeDescription>),
     Done,
@@ -137,15 +147,15 @@ async fn serve(
     mut node: Box<dyn NodeService>,
     mut orders: mpsc::UnboundedReceiver<Order>,
     answers: mpsc::UnboundedSender<(usize, Answer)>,
+    mut lifeline: watch::Receiver<()>,
 ) {
     while let Some(order) = orders.recv().await {
-        let answer = match order {
-            Order::Describe => node.describe().await.map(|description| Answer::Described(Box::new(description))),
-            Order::Prepare(pause, patience) => node.prepare(pause, patience).await.map(|()| Answer::Done),
-            Order::Freeze(pause) => node.freeze(pause).await.map(|()| Answer::Done),
-            Order::Capture => node.capture().await.map(|()| Answer::Done),
-            Order::Thaw => node.thaw().await.map(Answer::Thawed),
-            Order::Upload => node.upload().await.map(|receipt| Answer::Uploaded(Box::new(receipt))),
+        let is_patient = order.is_patient();
+        // A node that panics has failed like any other: nobody may wait for its answer for ever.
+        let obeying = AssertUnwindSafe(obey(node.as_mut(), order)).catch_unwind();
+        let answer = tokio::select! {
+            answer = obeying => answer.unwrap_or_else(|_| Err(panicked(node.name()))),
+            () = dropped(&mut lifeline), if is_patient => break,
         };
         // Nobody listens any more when the coordinator was dropped; the node is still told to give back (below).
         if answers.send((index, answer.unwrap_or_else(Answer::Failed))).is_err() {
@@ -153,6 +163,35 @@ async fn serve(
         }
     }
     node.abandon().await;
+}
+
+async fn obey(node: &mut dyn NodeService, order: Order) -> Result<Answer, NodeError> {
+    Ok(match order {
+        Order::Describe => Answer::Described(Box::new(node.describe().await?)),
+        Order::Prepare(pause, patience) => {
+            node.prepare(pause, patience).await?;
+            Answer::Done
+        }
+        Order::Freeze(pause) => {
+            node.freeze(pause).await?;
+            Answer::Done
+        }
+        Order::Capture => {
+            node.capture().await?;
+            Answer::Done
+        }
+        Order::Thaw => Answer::Thawed(node.thaw().await?),
+        Order::Upload => Answer::Uploaded(Box::new(node.upload().await?)),
+    })
+}
+
+fn panicked(name: &NodeName) -> NodeError {
+    NodeError { kind: NodeErrorKind::Broken, message: format!("{name}: our own code panicked; see the log") }
+}
+
+/// Returns when the other end is dropped: the snapshot is over, well or badly.
+async fn dropped(lifeline: &mut watch::Receiver<()>) {
+    while lifeline.changed().await.is_ok() {}
 }
 
 /// The coordinator of one snapshot.
@@ -165,6 +204,8 @@ pub struct Coordinator {
     members: Vec<Member>,
     answers: mpsc::UnboundedReceiver<(usize, Answer)>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
+    /// Dropped when the snapshot is over: what the nodes are still at is cut short then.
+    lifeline: Option<watch::Sender<()>>,
 }
 
 impl std::fmt::Debug for Coordinator {
@@ -184,6 +225,7 @@ impl Coordinator {
         on_phase: Box<dyn Fn(SnapshotPhase) + Send + Sync>,
     ) -> Self {
         let (answer_sender, answers) = mpsc::unbounded_channel();
+        let (lifeline, held) = watch::channel(());
         let mut tasks = Vec::new();
         let members = nodes
             .into_iter()
@@ -191,7 +233,7 @@ impl Coordinator {
             .map(|(index, node)| {
                 let (orders, received) = mpsc::unbounded_channel();
                 let name = node.name().clone();
-                tasks.push(tokio::spawn(serve(index, node, received, answer_sender.clone())));
+                tasks.push(tokio::spawn(serve(index, node, received, answer_sender.clone(), held.clone())));
                 Member {
                     name,
                     orders,
@@ -203,7 +245,7 @@ impl Coordinator {
                 }
             })
             .collect();
-        Self { repository, clock, options, interrupted, on_phase, members, answers, tasks }
+        Self { repository, clock, options, interrupted, on_phase, members, answers, tasks, lifeline: Some(lifeline) }
     }
 
     /// Takes the snapshot. Whatever the outcome, the run is recorded and all nodes have given back what they took.
@@ -214,6 +256,7 @@ impl Coordinator {
         let guard = self.repository.announce(&self.options.cluster, self.options.uuid, parent, self.clock.clone()).await?;
         let outcome = self.attempt(newest).await;
         // Closing their channels tells the nodes to give back; each does so within its own deadlines.
+        self.lifeline = None;
         for member in &mut self.members {
             let (closed, _) = mpsc::unbounded_channel();
             member.orders = closed;
@@ -496,6 +539,10 @@ fn check_memory(nodes: &[&NodeDescription]) -> Result<(), SnapshotError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::SystemClock;
+    use crate::object::conformance::EVERYTHING;
+    use crate::object::memory::MemoryStore;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     fn node(host: &str, used_mib: u64) -> NodeDescription {
         let settings = [("used_memory_rss", used_mib << 20), ("total_system_memory", 1000 << 20)]
@@ -509,6 +556,126 @@ mod tests {
         let refused =
             check_memory(&[&node("a", 500), &node("b", 100), &node("a", 400)]).expect_err("900 and a quarter are more than 1000");
         assert!(refused.to_string().starts_with("a: its 2 stores use 900 MiB"), "{refused}");
+    }
+
+    /// A node that comes as far as one step and then stays there, or panics.
+    #[derive(Debug)]
+    struct Halting {
+        name: NodeName,
+        stops_at: &'static str,
+        panics: bool,
+        given_back: Arc<AtomicBool>,
+    }
+
+    impl Halting {
+        async fn step(&self, step: &str) {
+            if step == self.stops_at {
+                assert!(!self.panics, "the test wants it so");
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl NodeService for Halting {
+        fn name(&self) -> &NodeName {
+            &self.name
+        }
+
+        async fn describe(&mut self) -> Result<NodeDescription, NodeError> {
+            self.step("describe").await;
+            Ok(NodeDescription::default())
+        }
+
+        async fn prepare(&mut self, _max_pause: Duration, _patience: Duration) -> Result<(), NodeError> {
+            self.step("prepare").await;
+            Ok(())
+        }
+
+        async fn freeze(&mut self, _pause: Duration) -> Result<(), NodeError> {
+            self.step("freeze").await;
+            Ok(())
+        }
+
+        async fn capture(&mut self) -> Result<(), NodeError> {
+            self.step("capture").await;
+            Ok(())
+        }
+
+        async fn thaw(&mut self) -> Result<CaptureProof, NodeError> {
+            self.step("thaw").await;
+            Ok(CaptureProof::none())
+        }
+
+        async fn upload(&mut self) -> Result<UploadReceipt, NodeError> {
+            self.step("upload").await;
+            Err(NodeError { kind: NodeErrorKind::Broken, message: "nothing to store".to_owned() })
+        }
+
+        async fn abandon(&mut self) {
+            self.given_back.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// Two nodes, the second of which halts; `interrupt` once the phase is reached. What became of it within ten seconds.
+    async fn halted(stops_at: &'static str, panics: bool, interrupt: Option<SnapshotPhase>) -> SnapshotError {
+        let repository = Repository::init(Arc::new(MemoryStore::new()), None, EVERYTHING, 0).await.expect("inits");
+        let given_back: Vec<Arc<AtomicBool>> = (0..2).map(|_| Arc::default()).collect();
+        let nodes = given_back.iter().enumerate().map(|(index, given_back)| -> Box<dyn NodeService> {
+            let name = NodeName::new(format!("node-{index}")).expect("legal");
+            let stops_at = if index == 1 { stops_at } else { "" };
+            Box::new(Halting { name, stops_at, panics, given_back: given_back.clone() })
+        });
+        let options = SnapshotOptions {
+            uuid: SnapshotId::new_v4(),
+            cluster: ClusterName::new("prod").expect("legal"),
+            store: "files".to_owned(),
+            cut_kind: CutKind::Frozen,
+            pause: Duration::from_secs(2),
+            patience: Duration::from_secs(300),
+            partial: false,
+            adopt: false,
+            tags: BTreeMap::new(),
+        };
+        let (raise, interrupted) = watch::channel(false);
+        let on_phase = Box::new(move |phase| {
+            if Some(phase) == interrupt {
+                raise.send_replace(true);
+            }
+        });
+        let clock = Arc::new(SystemClock::default());
+        let coordinator = Coordinator::new(Arc::new(repository), clock, options, nodes.collect(), interrupted, on_phase);
+        let outcome = tokio::time::timeout(Duration::from_secs(10), coordinator.run()).await.expect("nobody waits for ever");
+        assert!(
+            given_back.iter().all(|given_back| given_back.load(Ordering::SeqCst)),
+            "{stops_at}: a node was not told to give back"
+        );
+        outcome.expect_err("it cannot succeed")
+    }
+
+    #[tokio::test]
+    async fn an_interruption_does_not_wait_for_what_takes_minutes() {
+        for (step, phase) in
+            [("describe", SnapshotPhase::Preparing), ("prepare", SnapshotPhase::Preparing), ("upload", SnapshotPhase::Storing)]
+        {
+            let error = halted(step, false, Some(phase)).await;
+            assert!(matches!(error, SnapshotError::Interrupted), "{step}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_node_that_breaks_does_not_keep_the_others_storing() {
+        // The first node fails its upload, the second one would go on for ever.
+        let error = halted("upload", false, None).await;
+        assert!(matches!(error, SnapshotError::Node { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_node_that_panics_fails_the_snapshot_and_all_give_back() {
+        for step in ["describe", "prepare", "freeze", "capture", "thaw", "upload"] {
+            let error = halted(step, true, None).await;
+            assert!(matches!(error, SnapshotError::Node { .. } | SnapshotError::Void(_)), "{step}: {error}");
+        }
     }
 
     #[test]
