@@ -94,6 +94,11 @@ pub fn fork_estimate(fields: &Fields) -> Duration {
     }
 }
 
+/// Whether the server says that somebody has paused its clients; older ones do not say it.
+pub fn pause_in_force(fields: &Fields) -> bool {
+    fields.get("paused_reason").is_some_and(|reason| reason != "none") || fields.number("paused_timeout_milliseconds") > Some(0)
+}
+
 /// What marked the instant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Mark {
@@ -343,6 +348,13 @@ mod tests {
         let plan = plan_transfer(&old).expect("possible");
         assert!(plan.diskless && !plan.in_one_write);
         assert!(!plan_transfer(&TransferSettings { saves: true, ..old }).expect("possible").diskless);
+    }
+
+    #[test]
+    fn a_pause_is_seen_where_the_server_tells() {
+        assert!(pause_in_force(&Fields::parse("paused_reason:client_pause\npaused_timeout_milliseconds:900\n")));
+        assert!(!pause_in_force(&Fields::parse("paused_reason:none\npaused_timeout_milliseconds:0\n")));
+        assert!(!pause_in_force(&Fields::parse("connected_clients:1\n")));
     }
 
     #[test]
