@@ -14,6 +14,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 use super::identity::stranger;
+use super::memory::lacks_memory;
+use super::orders::{Answer, Order, serve};
 use crate::agent::{NodeError, NodeErrorKind, NodeService, UploadReceipt};
 use crate::base::Clock;
 use crate::model::cut::{Cut, CutEvent, CutRequest, CutTimes, CutVerdict};
@@ -114,56 +116,6 @@ struct Member {
     receipt: Option<UploadReceipt>,
 }
 
-enum Order {
-    Describe,
-    Prepare(Duration, Duration),
-    Freeze(Duration),
-    Capture,
-    Thaw,
-    Upload,
-}
-
-enum Answer {
-    Described(Box<NodeDescription>),
-    Done,
-    Thawed(CaptureProof),
-    Uploaded(Box<UploadReceipt>),
-    Failed(NodeError),
-}
-
-/// Takes one node's orders, in the order in which they come, until there are no more or all is given up. An order under
-/// way is then dropped in the middle (an upload, a wait for a save), and the node gives back what it took.
-async fn serve(
-    index: usize,
-    mut node: Box<dyn NodeService>,
-    mut orders: mpsc::UnboundedReceiver<Order>,
-    answers: mpsc::UnboundedSender<(usize, Answer)>,
-    mut given_up: watch::Receiver<bool>,
-) {
-    while let Some(order) = orders.recv().await {
-        let answer = tokio::select! {
-            answer = perform(node.as_mut(), order) => answer.unwrap_or_else(Answer::Failed),
-            () = raised(&mut given_up) => break,
-        };
-        // Nobody listens any more when the coordinator was dropped.
-        if answers.send((index, answer)).is_err() {
-            break;
-        }
-    }
-    node.abandon().await;
-}
-
-async fn perform(node: &mut dyn NodeService, order: Order) -> Result<Answer, NodeError> {
-    match order {
-        Order::Describe => node.describe().await.map(|description| Answer::Described(Box::new(description))),
-        Order::Prepare(pause, patience) => node.prepare(pause, patience).await.map(|()| Answer::Done),
-        Order::Freeze(pause) => node.freeze(pause).await.map(|()| Answer::Done),
-        Order::Capture => node.capture().await.map(|()| Answer::Done),
-        Order::Thaw => node.thaw().await.map(Answer::Thawed),
-        Order::Upload => node.upload().await.map(|receipt| Answer::Uploaded(Box::new(receipt))),
-    }
-}
-
 /// The coordinator of one snapshot.
 pub struct Coordinator {
     repository: Arc<Repository>,
@@ -174,7 +126,8 @@ pub struct Coordinator {
     members: Vec<Member>,
     answers: mpsc::UnboundedReceiver<(usize, Answer)>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
-    give_up: watch::Sender<bool>,
+    /// Dropped when the snapshot is over: what the nodes are still at is cut short then.
+    lifeline: Option<watch::Sender<()>>,
 }
 
 impl std::fmt::Debug for Coordinator {
@@ -194,7 +147,7 @@ impl Coordinator {
         on_phase: Box<dyn Fn(SnapshotPhase) + Send + Sync>,
     ) -> Self {
         let (answer_sender, answers) = mpsc::unbounded_channel();
-        let (give_up, given_up) = watch::channel(false);
+        let (lifeline, held) = watch::channel(());
         let mut tasks = Vec::new();
         let members = nodes
             .into_iter()
@@ -202,7 +155,7 @@ impl Coordinator {
             .map(|(index, node)| {
                 let (orders, received) = mpsc::unbounded_channel();
                 let name = node.name().clone();
-                tasks.push(tokio::spawn(serve(index, node, received, answer_sender.clone(), given_up.clone())));
+                tasks.push(tokio::spawn(serve(index, node, received, answer_sender.clone(), held.clone())));
                 Member {
                     name,
                     orders,
@@ -214,7 +167,7 @@ impl Coordinator {
                 }
             })
             .collect();
-        Self { repository, clock, options, interrupted, on_phase, members, answers, tasks, give_up }
+        Self { repository, clock, options, interrupted, on_phase, members, answers, tasks, lifeline: Some(lifeline) }
     }
 
     /// Takes the snapshot. Whatever the outcome, the run is recorded and all nodes have given back what they took.
@@ -224,11 +177,8 @@ impl Coordinator {
         let parent = newest.as_ref().map(|snapshot| snapshot.uuid);
         let guard = self.repository.announce(&self.options.cluster, self.options.uuid, parent, self.clock.clone()).await?;
         let outcome = self.attempt(newest).await;
-        // Closing their channels tells the nodes to give back. After a failure what they are at is dropped, not waited for:
-        // the cut is over, so no order under way can be one that a freeze depends on.
-        if outcome.is_err() {
-            self.give_up.send_replace(true);
-        }
+        // Closing their channels tells the nodes to give back; each does so within its own deadlines.
+        self.lifeline = None;
         for member in &mut self.members {
             let (closed, _) = mpsc::unbounded_channel();
             member.orders = closed;
@@ -247,7 +197,9 @@ impl Coordinator {
         (self.on_phase)(SnapshotPhase::Preparing);
         self.ask_all(|| Order::Describe).await?;
         self.check_identity(newest).await?;
-        check_memory(&self.present().map(|index| &self.members[index].description).collect::<Vec<_>>())?;
+        if let Some(reason) = lacks_memory(&self.present().map(|index| &self.members[index].description).collect::<Vec<_>>()) {
+            return Err(SnapshotError::Memory(reason));
+        }
         let (pause, patience) = (self.options.pause, self.options.patience);
         self.ask_all(|| Order::Prepare(pause, patience)).await?;
 
@@ -478,60 +430,10 @@ async fn raised(flag: &mut watch::Receiver<bool>) {
     }
 }
 
-/// Share of a store's memory that is allowed for pages copied while its fork writes: a busy store rewrites a part of its
-/// data in the seconds to minutes of a dump, rarely more than a quarter.
-const FORK_SHARE: (u64, u64) = (1, 4);
-
-/// All forks of one host must fit beside what runs there. Looks at what drivers say in `notes`: `used_memory_rss` and
-/// `total_system_memory`, both bytes; nodes without them are not counted.
-fn check_memory(nodes: &[&NodeDescription]) -> Result<(), SnapshotError> {
-    let number = |node: &NodeDescription, key: &str| node.notes.get(key).and_then(|value| value.parse::<u64>().ok());
-    let mut hosts: BTreeMap<&str, (u64, u64, usize)> = BTreeMap::new();
-    for node in nodes {
-        let (Some(used), Some(total)) = (number(node, "used_memory_rss"), number(node, "total_system_memory")) else { continue };
-        let host = node.address.rsplit_once(':').map_or(node.address.as_str(), |(host, _)| host);
-        let entry = hosts.entry(host).or_insert((0, total, 0));
-        *entry = (entry.0.saturating_add(used), entry.1.min(total), entry.2 + 1);
-    }
-    for (host, (used, total, count)) in hosts {
-        let needed = used.saturating_add(used / FORK_SHARE.1 * FORK_SHARE.0);
-        if needed > total {
-            let mib = |bytes: u64| bytes / (1024 * 1024);
-            return Err(SnapshotError::Memory(format!(
-                "{host}: its {count} stores use {} MiB and may need {} MiB while they fork together, but the host has {} MiB; snapshot fewer of its nodes at once, or give it memory",
-                mib(used),
-                mib(needed),
-                mib(total)
-            )));
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 #[path = "coordinator_tests.rs"]
-mod over_fakes;
+mod tests;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn node(host: &str, used_mib: u64) -> NodeDescription {
-        let settings = [("used_memory_rss", used_mib << 20), ("total_system_memory", 1000 << 20)]
-            .map(|(key, value)| (key.to_owned(), value.to_string()));
-        NodeDescription { address: format!("{host}:6379"), notes: settings.into(), ..NodeDescription::default() }
-    }
-
-    #[test]
-    fn forks_that_do_not_fit_one_host_together_are_refused() {
-        assert!(check_memory(&[&node("a", 700), &node("b", 700)]).is_ok());
-        let refused =
-            check_memory(&[&node("a", 500), &node("b", 100), &node("a", 400)]).expect_err("900 and a quarter are more than 1000");
-        assert!(refused.to_string().starts_with("a: its 2 stores use 900 MiB"), "{refused}");
-    }
-
-    #[test]
-    fn nodes_that_say_nothing_of_memory_are_not_counted() {
-        assert!(check_memory(&[&NodeDescription::default()]).is_ok());
-    }
-}
+#[path = "coordinator_halt_tests.rs"]
+mod halt_tests;

@@ -2,4 +2,6 @@
 
 pub mod coordinator;
 mod identity;
+mod memory;
+mod orders;
 pub mod restore;

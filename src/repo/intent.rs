@@ -63,11 +63,15 @@ fn expiry(now: Timestamp) -> Timestamp {
     Timestamp(now.0.saturating_add(i64::try_from(LIFETIME.as_micros()).unwrap_or(i64::MAX)))
 }
 
-/// Start of a process in ticks since boot; `None` when it is gone. Field 22 of /proc/PID/stat, counted behind the name,
-/// which may itself hold blanks and parentheses.
+/// Start of a process in ticks since boot; `None` when it is gone, also when only its parent has not noticed yet. Fields 3
+/// and 22 of /proc/PID/stat, counted behind the name, which may itself hold blanks and parentheses.
 fn process_started(process: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    if matches!(fields.next()?, "Z" | "X") {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
 }
 
 impl Intent {
@@ -166,6 +170,19 @@ impl Repository {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_that_ended_is_dead_though_its_parent_has_not_noticed() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("coreutils are installed");
+        assert!(process_started(child.id()).is_some());
+        child.kill().expect("a child");
+        let until = std::time::Instant::now() + Duration::from_secs(10);
+        while process_started(child.id()).is_some() {
+            assert!(std::time::Instant::now() < until, "it is still taken for alive");
+            std::thread::yield_now();
+        }
+        child.wait().expect("it was still there to be waited for");
+    }
 
     #[test]
     fn a_process_that_is_gone_is_dead_at_once_and_a_stranger_when_expired() {

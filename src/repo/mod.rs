@@ -15,6 +15,8 @@ mod layout;
 mod node_writer;
 mod pack;
 mod pack_writer;
+#[cfg(test)]
+mod power_cut_tests;
 mod reader;
 mod recent;
 mod repository;

@@ -18,13 +18,13 @@ use crate::model::time::Timestamp;
 use crate::object::memory::MemoryStore;
 use crate::object::{Capabilities, ObjectStore, PutMode, list_all};
 
-const NOW: i64 = 1_795_000_000_000_000;
+pub(super) const NOW: i64 = 1_795_000_000_000_000;
 
-fn capabilities() -> Capabilities {
+pub(super) fn capabilities() -> Capabilities {
     Capabilities { refuses_second_create: true, refuses_stale_replace: true, checks_uploads: true, serves_ranges: true }
 }
 
-fn secret() -> Secret {
+pub(super) fn secret() -> Secret {
     Secret::KeyFile(Zeroizing::new(vec![5; 32]))
 }
 
@@ -32,11 +32,11 @@ async fn repository(store: &Arc<MemoryStore>) -> Arc<Repository> {
     Arc::new(Repository::init(store.clone(), Some(&secret()), capabilities(), NOW).await.expect("inits"))
 }
 
-fn cluster() -> ClusterName {
+pub(super) fn cluster() -> ClusterName {
     ClusterName::new("prod").expect("legal")
 }
 
-fn node() -> NodeName {
+pub(super) fn node() -> NodeName {
     NodeName::new("node-1").expect("legal")
 }
 
@@ -44,11 +44,11 @@ fn path(text: &str) -> TreePath {
     TreePath::new(text).expect("legal")
 }
 
-fn meta(text: &str) -> EntryMeta {
+pub(super) fn meta(text: &str) -> EntryMeta {
     EntryMeta { path: path(text), mode: 0o640, owner: Ownership::default(), modified_ns: 7 }
 }
 
-fn noise(seed: u8, length: usize) -> Vec<u8> {
+pub(super) fn noise(seed: u8, length: usize) -> Vec<u8> {
     let mut bytes = vec![0u8; length];
     blake3::Hasher::new().update(&[seed]).finalize_xof().fill(&mut bytes);
     bytes
@@ -66,7 +66,7 @@ async fn add(writer: &mut NodeWriter, name: &str, content: &[u8]) {
     writer.add_stream(meta(name), FileClass::Immutable, SEQUENTIAL_BLOCK_BYTES, &mut &content[..]).await.expect("stores");
 }
 
-async fn publish(repository: &Arc<Repository>, uuid: SnapshotId, receipt: &NodeReceipt) -> ListedSnapshot {
+pub(super) fn publication(uuid: SnapshotId, receipt: &NodeReceipt) -> Publication {
     let record = NodeRecord {
         name: node(),
         status: NodeStatus::Completed,
@@ -85,7 +85,7 @@ async fn publish(repository: &Arc<Repository>, uuid: SnapshotId, receipt: &NodeR
         capture_us: 0,
         skew_us: 0,
     };
-    let publication = Publication {
+    Publication {
         uuid,
         cluster: cluster(),
         cut_at: Timestamp(NOW),
@@ -93,8 +93,11 @@ async fn publish(repository: &Arc<Repository>, uuid: SnapshotId, receipt: &NodeR
         cut,
         nodes: vec![record],
         tags: BTreeMap::new(),
-    };
-    repository.publish(publication, Timestamp(NOW)).await.expect("publishes").0
+    }
+}
+
+async fn publish(repository: &Arc<Repository>, uuid: SnapshotId, receipt: &NodeReceipt) -> ListedSnapshot {
+    repository.publish(publication(uuid, receipt), Timestamp(NOW)).await.expect("publishes").0
 }
 
 async fn snapshot(

@@ -1,7 +1,10 @@
 //! The integration tests: real servers, the real kernel, the independent reader. One binary, so that linking happens once.
 
+mod consistency;
 mod end_to_end;
+mod foreign_host;
 mod golden;
+mod kill;
 mod mount;
 mod object_store;
 mod reader;

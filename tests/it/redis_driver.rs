@@ -150,6 +150,32 @@ async fn a_dropped_driver_thaws() {
         .wait_for("the delay as it was", |server| server.command(&["CONFIG", "GET", "repl-diskless-sync-delay"]).ends_with('5'));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_who_dies_at_any_step_leaves_a_setting_changed() {
+    let settings = |server: &Server| server.command(&["CONFIG", "GET", "repl-diskless-sync*"]);
+    for arguments in [&["--repl-diskless-sync", "yes"][..], &["--repl-diskless-sync", "no"]] {
+        let server = Server::start(&redis_70(), arguments);
+        server.fill(100, 100);
+        let before = settings(&server);
+        assert!(before.contains("repl-diskless-sync-delay\n5"), "{before}");
+        for steps in 1..=3 {
+            let mut node = driver(server.options());
+            node.prepare(PAUSE, PATIENCE).await.expect("prepare");
+            if steps > 1 {
+                node.freeze(Duration::from_secs(2)).await.expect("freeze");
+            }
+            if steps > 2 {
+                node.capture().await.expect("capture");
+            }
+            assert_eq!(settings(&server), before, "after {steps} steps");
+            node.abandon().await;
+            assert_eq!(settings(&server), before, "given back after {steps} steps");
+        }
+        cut(&mut driver(server.options())).await;
+        assert_eq!(settings(&server), before);
+    }
+}
+
 async fn refusal(options: RedisOptions) -> DriverError {
     let error = driver(options).prepare(PAUSE, Duration::from_millis(200)).await.expect_err("it is refused");
     assert_eq!(error.node(), "node-1");

@@ -24,6 +24,8 @@ pub struct TransferSettings {
     pub delay_s: u64,
     /// Whether `CONFIG SET` is permitted to us.
     pub may_configure: bool,
+    /// Whether `CLIENT REPLY` is: it lets a setting and `PSYNC` go in one write.
+    pub may_silence: bool,
     /// Whether `save` has save points.
     pub saves: bool,
     /// `appendonly`.
@@ -32,22 +34,31 @@ pub struct TransferSettings {
     pub deletes_sync_files: bool,
 }
 
+/// A setting that is changed for a while: its name, the value meanwhile, the value before.
+pub type Setting = (&'static str, String, String);
+
 /// How the dump is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TransferPlan {
     /// Announce `capa eof`, so that the dump is streamed without a file on the node.
     pub diskless: bool,
-    /// Settings to change for as long as the freeze lasts: name, value inside it, value before.
-    pub settings: Vec<(&'static str, String, String)>,
+    /// Settings to change for the fork: name, value for it, value before.
+    pub settings: Vec<Setting>,
+    /// They are changed and put back in the very write that asks for the fork: nobody who dies can leave them changed.
+    /// Otherwise they stay changed from the freeze to the thaw.
+    pub in_one_write: bool,
 }
 
 /// How the dump reaches us, with the fork inside the freeze and nothing left behind on the node; or why it cannot.
 ///
-/// Streaming is preferred. It wants a delay of 0, which may have to be set; before Redis 7 it is begun by a timer of a
-/// second, so that there the dump goes through the node's disk where the node writes dumps anyway. A dump on the disk
-/// of a node without persistence would be loaded at its next start and bring deleted keys back.
+/// Streaming is preferred. It wants a delay of 0, which may have to be set: since Redis 7 the fork is done before the next
+/// command of the connection is looked at, so that the setting, `PSYNC` and the setting as it was go in one write. Before
+/// Redis 7 a timer of a second begins it; there the dump goes through the node's disk where the node writes dumps anyway,
+/// and the setting stays changed throughout the freeze where it does not. A dump on the disk of a node without
+/// persistence would be loaded at its next start and bring deleted keys back.
 pub fn plan_transfer(settings: &TransferSettings) -> Result<TransferPlan, String> {
-    let on_disk = TransferPlan { diskless: false, settings: Vec::new() };
+    let on_disk = TransferPlan { diskless: false, settings: Vec::new(), in_one_write: false };
+    let in_one_write = settings.version >= (7, 0);
     // With an append-only file a dump is not loaded at a start; with save points it is replaced all the time.
     let disk_is_harmless = settings.saves || settings.appends || settings.deletes_sync_files;
     if settings.version < (7, 0) && disk_is_harmless {
@@ -60,14 +71,14 @@ pub fn plan_transfer(settings: &TransferSettings) -> Result<TransferPlan, String
     if settings.delay_s > 0 {
         changes.push(("repl-diskless-sync-delay", "0".to_owned(), settings.delay_s.to_string()));
     }
-    if changes.is_empty() || settings.may_configure {
-        return Ok(TransferPlan { diskless: true, settings: changes });
+    if changes.is_empty() || settings.may_configure && (settings.may_silence || !in_one_write) {
+        return Ok(TransferPlan { diskless: true, settings: changes, in_one_write });
     }
     if disk_is_harmless {
         return Ok(on_disk);
     }
     Err("persistence is off and repl-diskless-sync-delay is not 0: a full synchronisation would come too late for the freeze or \
-         leave a dump that the next start loads; permit `+config|set`, or set repl-diskless-sync-delay to 0 or \
+         leave a dump that the next start loads; permit `+config|set +client|reply`, or set repl-diskless-sync-delay to 0 or \
          rdb-del-sync-files to yes on the node"
         .to_owned())
 }
@@ -81,6 +92,11 @@ pub fn fork_estimate(fields: &Fields) -> Duration {
             Duration::from_micros(mebibytes.saturating_mul(FORK_MICROSECONDS_PER_MEBIBYTE))
         }
     }
+}
+
+/// Whether the server says that somebody has paused its clients; older ones do not say it.
+pub fn pause_in_force(fields: &Fields) -> bool {
+    fields.get("paused_reason").is_some_and(|reason| reason != "none") || fields.number("paused_timeout_milliseconds") > Some(0)
 }
 
 /// What marked the instant.
@@ -294,6 +310,7 @@ mod tests {
             diskless: true,
             delay_s: 5,
             may_configure: true,
+            may_silence: true,
             saves: false,
             appends: false,
             deletes_sync_files: false,
@@ -305,27 +322,39 @@ mod tests {
         let plan = plan_transfer(&settings()).expect("possible");
         assert!(plan.diskless);
         assert_eq!(plan.settings, [("repl-diskless-sync-delay", "0".to_owned(), "5".to_owned())]);
+        assert!(plan.in_one_write);
         assert!(plan_transfer(&TransferSettings { delay_s: 0, ..settings() }).expect("possible").settings.is_empty());
     }
 
     #[test]
     fn without_the_right_to_configure_the_disk_is_used_where_it_does_no_harm() {
-        let narrow = TransferSettings { may_configure: false, ..settings() };
-        assert!(plan_transfer(&narrow).is_err());
-        for harmless in [
-            TransferSettings { saves: true, ..narrow.clone() },
-            TransferSettings { appends: true, ..narrow.clone() },
-            TransferSettings { deletes_sync_files: true, ..narrow },
-        ] {
-            assert!(!plan_transfer(&harmless).expect("possible").diskless);
+        for narrow in
+            [TransferSettings { may_configure: false, ..settings() }, TransferSettings { may_silence: false, ..settings() }]
+        {
+            assert!(plan_transfer(&narrow).is_err());
+            for harmless in [
+                TransferSettings { saves: true, ..narrow.clone() },
+                TransferSettings { appends: true, ..narrow.clone() },
+                TransferSettings { deletes_sync_files: true, ..narrow },
+            ] {
+                assert!(!plan_transfer(&harmless).expect("possible").diskless);
+            }
         }
     }
 
     #[test]
     fn an_old_server_streams_only_where_its_disk_must_stay_clean() {
         let old = TransferSettings { version: (6, 2), diskless: false, ..settings() };
-        assert!(plan_transfer(&old).expect("possible").diskless);
+        let plan = plan_transfer(&old).expect("possible");
+        assert!(plan.diskless && !plan.in_one_write);
         assert!(!plan_transfer(&TransferSettings { saves: true, ..old }).expect("possible").diskless);
+    }
+
+    #[test]
+    fn a_pause_is_seen_where_the_server_tells() {
+        assert!(pause_in_force(&Fields::parse("paused_reason:client_pause\npaused_timeout_milliseconds:900\n")));
+        assert!(!pause_in_force(&Fields::parse("paused_reason:none\npaused_timeout_milliseconds:0\n")));
+        assert!(!pause_in_force(&Fields::parse("connected_clients:1\n")));
     }
 
     #[test]

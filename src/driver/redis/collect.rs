@@ -42,12 +42,11 @@ impl RedisDriver {
                 let dump = replica.into_dump(self.options.stall_limit);
                 Box::new(CheckedDump::new(dump, &node, &prepared.dump_name, now_ms, prepared.slots.clone()))
             }
-            Captured::Save(mut watch) => {
-                let file = self.finish_save(&mut watch).await;
-                if file.is_err() {
-                    self.captured = Some(Captured::Save(watch));
-                }
-                let file = FileReader::start(file?);
+            Captured::Save(watch) => {
+                // Kept until its dump is gone: whoever cuts the wait short finds it there, and `abandon` removes the dump.
+                self.captured = Some(Captured::Save(watch));
+                let file = FileReader::start(self.finish_save().await?);
+                self.captured = None;
                 Box::new(CheckedDump::new(file, &node, &prepared.dump_name, now_ms, prepared.slots.clone()))
             }
             Captured::Files(files) => return self.collect_files(files, owner).await,

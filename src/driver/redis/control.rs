@@ -13,9 +13,10 @@ use crate::driver::DriverError;
 use super::options::RedisOptions;
 use super::reply::Fields;
 
-/// The rights that a capture by replication needs; `+config|set` only where the sync delay must be set aside.
+/// The rights that a capture by replication needs; `+config|set` and `+client|reply` only where the sync delay must be set
+/// aside.
 pub const RIGHTS: &str = "+ping +info +time +config|get +config|set +client|pause +client|unpause +client|setname +client|list \
-                          +psync +replconf +bgsave +cluster|nodes +cluster|info";
+                          +client|reply +psync +replconf +bgsave +cluster|nodes +cluster|info";
 
 /// One answer of a pipeline.
 pub(super) type Answer = Result<Value, RedisError>;

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! **Invariants**: the node ends the pause by itself, whoever dies; a pause that somebody else has made too is never
-//! ended by us; settings are changed only inside the freeze and put back by the thaw; what cannot be proved is an error.
+//! ended by us; settings are changed only for the fork (before Redis 7: inside the freeze) and put back at once; what cannot
+//! be proved is an error.
 //!
 //! Commands go through the `redis` crate, the replication stream through `replica` and `transfer`; what is decided
 //! is decided in [`checks`], without a connection.
@@ -206,7 +207,10 @@ impl RedisDriver {
     async fn freeze_node(&mut self, pause: Duration) -> Result<FreezeReceipt, DriverError> {
         let Some(prepared) = &self.prepared else { return Err(self.refused("it was not prepared")) };
         let lists_clients = prepared.lists_clients;
-        let settings = prepared.transfer.as_ref().map(|plan| plan.settings.clone()).unwrap_or_default();
+        let settings = match &prepared.transfer {
+            Some(plan) if !plan.in_one_write => plan.settings.clone(),
+            _ => Vec::new(),
+        };
         let mut commands = vec![owned(&["CLIENT", "SETNAME", NAME_FROZEN])];
         if lists_clients {
             commands.push(owned(&["CLIENT", "LIST"]));
@@ -265,11 +269,15 @@ impl RedisDriver {
         }
         let (captured, mark, offset) = match self.options.capture {
             CaptureMode::Replication => {
-                let Some(mut replica) = self.replica.take() else { return Err(self.refused("it was not prepared")) };
-                let Resynchronisation { replication_id, offset } = replica.synchronise(remaining).await?;
-                let on_disk =
-                    self.prepared.as_ref().and_then(|prepared| prepared.transfer.as_ref()).is_none_or(|plan| !plan.diskless);
-                let mark = Mark::Resynchronisation { replication_id, offset, on_disk };
+                let plan = self.prepared.as_ref().and_then(|prepared| prepared.transfer.clone());
+                let (Some(mut replica), Some(plan)) = (self.replica.take(), plan) else {
+                    return Err(self.refused("it was not prepared"));
+                };
+                let settings = if plan.in_one_write { plan.settings.as_slice() } else { &[] };
+                // They are put back in the same write, but nobody hears the answer: the thaw says it once more.
+                self.changed.extend(settings.iter().map(|(name, _, before)| (*name, before.clone())));
+                let Resynchronisation { replication_id, offset } = replica.synchronise(settings, remaining).await?;
+                let mark = Mark::Resynchronisation { replication_id, offset, on_disk: !plan.diskless };
                 (Captured::Stream(Box::new(replica)), mark, Some(offset))
             }
             CaptureMode::Save => {

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use crate::driver::DriverError;
 use crate::model::names::TreePath;
 
-use super::checks::{OLDEST_VERSION, TransferPlan, TransferSettings, fork_estimate, plan_transfer};
+use super::checks::{OLDEST_VERSION, TransferPlan, TransferSettings, fork_estimate, pause_in_force, plan_transfer};
 use super::control::text;
 use super::replica::Replica;
 use super::reply::{Fields, clients_named, cluster_nodes};
@@ -50,11 +50,7 @@ impl RedisDriver {
             return Err(self.refused(format!("its version is {found}, and 6.2 is the oldest that can pause writes; upgrade it")));
         }
         self.check_role(&fields)?;
-        if fields.get("paused_reason").is_some_and(|reason| reason != "none")
-            || fields.number("paused_timeout_milliseconds") > Some(0)
-        {
-            return Err(self.refused("somebody has paused its clients; try again when the pause is over"));
-        }
+        self.wait_until_unpaused(until, patience).await?;
         let cluster = fields.flag("cluster_enabled");
         let slots = if cluster { self.check_cluster().await? } else { Vec::new() };
         let lists_clients = self.check_other_coordinators(until).await?;
@@ -119,6 +115,21 @@ impl RedisDriver {
             sleep(POLL).await;
         }
         Ok(())
+    }
+
+    /// Waits for a pause that somebody else began to end: that of a snapshot that died does so by itself.
+    async fn wait_until_unpaused(&mut self, until: Instant, patience: Duration) -> Result<(), DriverError> {
+        loop {
+            if !pause_in_force(&self.control().await?.info(&["clients"]).await?) {
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                return Err(
+                    self.refused(format!("somebody has paused its clients for longer than {patience:?}; try again later"))
+                );
+            }
+            sleep(POLL).await;
+        }
     }
 
     fn check_role(&self, fields: &Fields) -> Result<(), DriverError> {
@@ -266,13 +277,15 @@ impl RedisDriver {
         let diskless = control.setting("repl-diskless-sync").await?.as_deref() == Some("yes");
         let delay = control.setting("repl-diskless-sync-delay").await?.unwrap_or_else(|| "0".to_owned());
         let deletes_sync_files = control.setting("rdb-del-sync-files").await?.as_deref() == Some("yes");
-        // Set to what it is: nothing changes, and the answer says whether we may.
-        let trial = control.ask_all(&[&["CONFIG", "SET", "repl-diskless-sync-delay", &delay]], limit).await?.remove(0);
+        // Set to what they are: nothing changes, and the answers say whether we may.
+        let trials: &[&[&str]] = &[&["CONFIG", "SET", "repl-diskless-sync-delay", &delay], &["CLIENT", "REPLY", "ON"]];
+        let trials = control.ask_all(trials, limit).await?;
         let settings = TransferSettings {
             version: prepared.version,
             diskless,
             delay_s: delay.parse().unwrap_or(0),
-            may_configure: trial.is_ok(),
+            may_configure: trials[0].is_ok(),
+            may_silence: trials[1].is_ok(),
             saves: prepared.saves,
             appends: prepared.appends,
             deletes_sync_files,

@@ -14,6 +14,7 @@ use tokio::time::timeout;
 
 use crate::driver::DriverError;
 
+use super::checks::Setting;
 use super::control::{login_refused, permission};
 use super::options::RedisOptions;
 use super::tls;
@@ -113,8 +114,16 @@ impl Replica {
     }
 
     /// Begins the full synchronisation and returns once the fork is done: `+FULLRESYNC` is its answer.
-    pub(super) async fn synchronise(&mut self, limit: Duration) -> Result<Resynchronisation, DriverError> {
-        let answer = match timeout(limit, self.ask(&["PSYNC", "?", "-1"])).await {
+    ///
+    /// `settings` are changed for the fork alone. All of it is one write of a few hundred bytes: the node gets the
+    /// commands that put them back together with those that change them, or neither. None of them is answered, because
+    /// a connection that has an answer pending may not become a replica.
+    pub(super) async fn synchronise(&mut self, settings: &[Setting], limit: Duration) -> Result<Resynchronisation, DriverError> {
+        let set = |name: &str, value: &str| [pack(&["CLIENT", "REPLY", "SKIP"]), pack(&["CONFIG", "SET", name, value])].concat();
+        let mut commands: Vec<u8> = settings.iter().flat_map(|(name, meanwhile, _)| set(name, meanwhile)).collect();
+        commands.extend(pack(&["PSYNC", "?", "-1"]));
+        commands.extend(settings.iter().flat_map(|(name, _, before)| set(name, before)));
+        let answer = match timeout(limit, self.exchange(&commands)).await {
             Ok(answer) => answer?,
             Err(_) => {
                 return Err(DriverError::DeadlineExceeded {
@@ -146,11 +155,12 @@ impl Replica {
 
     /// One command and the line that answers it, without its line end.
     async fn ask(&mut self, command: &[&str]) -> Result<String, DriverError> {
-        let mut packed = format!("*{}\r\n", command.len()).into_bytes();
-        for argument in command {
-            packed.extend_from_slice(format!("${}\r\n{argument}\r\n", argument.len()).as_bytes());
-        }
-        self.socket.write_all(&packed).await.map_err(|error| self.gone(&error))?;
+        self.exchange(&pack(command)).await
+    }
+
+    /// Packed commands, all but one of which are not answered, and the answer of that one.
+    async fn exchange(&mut self, packed: &[u8]) -> Result<String, DriverError> {
+        self.socket.write_all(packed).await.map_err(|error| self.gone(&error))?;
         self.socket.flush().await.map_err(|error| self.gone(&error))?;
         loop {
             // Empty lines keep a waiting replica alive.
@@ -176,4 +186,13 @@ impl Replica {
     fn gone(&self, error: &std::io::Error) -> DriverError {
         DriverError::Unreachable { node: self.node.clone(), reason: format!("replication connection: {error}") }
     }
+}
+
+/// A command as it is sent.
+fn pack(command: &[&str]) -> Vec<u8> {
+    let mut packed = format!("*{}\r\n", command.len()).into_bytes();
+    for argument in command {
+        packed.extend_from_slice(format!("${}\r\n{argument}\r\n", argument.len()).as_bytes());
+    }
+    packed
 }

@@ -12,8 +12,8 @@ use tokio::time::{Instant, sleep};
 
 use crate::driver::DriverError;
 
-use super::RedisDriver;
 use super::control::text;
+use super::{Captured, RedisDriver};
 
 /// How often the child's file and its end are looked for.
 const POLL: Duration = Duration::from_millis(5);
@@ -118,16 +118,15 @@ impl RedisDriver {
     }
 
     /// Waits for the child, and hands over the file that it wrote.
-    pub(super) async fn finish_save(&mut self, watch: &mut SaveWatch) -> Result<File, DriverError> {
+    pub(super) async fn finish_save(&mut self) -> Result<File, DriverError> {
         let limit = self.options.stall_limit;
         let mut progress = (Instant::now(), 0);
         let fields = loop {
-            watch.look().map_err(|error| self.file_error(&watch.directory, &error))?;
+            let length = self.look_at_save()?;
             let fields = self.control().await?.info(&["persistence"]).await?;
             if !fields.flag("rdb_bgsave_in_progress") {
                 break fields;
             }
-            let length = watch.file.as_ref().and_then(|file| file.metadata().ok()).map_or(0, |metadata| metadata.len());
             if length > progress.1 {
                 progress = (Instant::now(), length);
             }
@@ -136,7 +135,8 @@ impl RedisDriver {
             }
             sleep(POLL).await;
         };
-        watch.look().map_err(|error| self.file_error(&watch.directory, &error))?;
+        self.look_at_save()?;
+        let Some(Captured::Save(watch)) = &self.captured else { return Err(self.refused("no save was begun")) };
         if fields.get("rdb_last_bgsave_status") != Some("ok") {
             return Err(self.broken("BGSAVE was not successful; see the node's log (memory, disk space)"));
         }
@@ -157,6 +157,14 @@ impl RedisDriver {
         let file = file.try_clone().map_err(|error| self.file_error(&watch.directory, &error))?;
         watch.remove_dump().map_err(|error| self.file_error(&watch.directory.join(&watch.dump_name), &error))?;
         Ok(file)
+    }
+
+    /// Opens the child's file where it is there by now; its length so far.
+    fn look_at_save(&mut self) -> Result<u64, DriverError> {
+        let Some(Captured::Save(watch)) = &mut self.captured else { return Err(self.refused("no save was begun")) };
+        let (looked, directory) = (watch.look(), watch.directory.clone());
+        let length = watch.file.as_ref().and_then(|file| file.metadata().ok()).map_or(0, |metadata| metadata.len());
+        looked.map(|()| length).map_err(|error| self.file_error(&directory, &error))
     }
 
     /// After a save that nobody wants any more: its dump is removed where it must not stay.

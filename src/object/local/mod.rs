@@ -28,7 +28,7 @@ mod disk;
 mod errors;
 mod listing;
 #[cfg(test)]
-mod power_cut;
+pub(crate) mod power_cut;
 mod temporary;
 #[cfg(test)]
 mod tests;

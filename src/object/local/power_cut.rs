@@ -19,7 +19,7 @@ use super::disk::{Disk, EntryKind, FileStatus, Lock, NewFile, Visitor};
 
 /// What of the unsynced outlives the cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Survival {
+pub(crate) enum Survival {
     /// Nothing.
     Synced,
     /// Names, but not the bytes behind them: the file that is there and empty.
@@ -28,10 +28,11 @@ enum Survival {
     All,
 }
 
-const WORLDS: [Survival; 3] = [Survival::Synced, Survival::Names, Survival::All];
+pub(crate) const WORLDS: [Survival; 3] = [Survival::Synced, Survival::Names, Survival::All];
 
+/// A disk whose power can fail. Clones share it.
 #[derive(Debug, Clone)]
-struct SimulatedDisk {
+pub(crate) struct SimulatedDisk {
     state: Arc<Mutex<State>>,
 }
 
@@ -121,7 +122,8 @@ impl State {
 }
 
 impl SimulatedDisk {
-    fn new() -> Self {
+    /// An empty disk, with power.
+    pub(crate) fn new() -> Self {
         let mut state = State { next: ROOT + 1, ..State::default() };
         state.nodes.insert(ROOT, Node::folder());
         Self::with(state)
@@ -149,7 +151,23 @@ impl SimulatedDisk {
         }
     }
 
-    fn store(&self) -> LocalStore {
+    /// Lets no change pass after so many.
+    pub(crate) fn cut_after(&self, steps: u64) {
+        self.state().power_until = Some(steps);
+    }
+
+    /// What a reboot finds, with power again.
+    pub(crate) fn left(&self, survival: Survival) -> Self {
+        Self::with(self.state().after_cut(survival))
+    }
+
+    /// The last change, in words.
+    pub(crate) fn last_step(&self) -> String {
+        self.state().log.last().cloned().unwrap_or_default()
+    }
+
+    /// A directory store on it that remembers nothing.
+    pub(crate) fn store(&self) -> LocalStore {
         LocalStore::on(Box::new(self.clone()), "simulated:".to_owned())
     }
 
@@ -301,11 +319,11 @@ async fn cut_everywhere(before: &[(&str, Bytes)], key: &str, mode: PutMode, look
     let first = start.state().steps;
     for step in first.. {
         let disk = SimulatedDisk::with(start.state().clone());
-        disk.state().power_until = Some(step);
+        disk.cut_after(step);
         let has_returned = disk.store().put(key, new(), mode.clone()).await.is_ok();
         for survival in WORLDS {
-            let left = SimulatedDisk::with(disk.state().after_cut(survival));
-            let place = format!("{survival:?} after {:?}", disk.state().log.last());
+            let left = disk.left(survival);
+            let place = format!("{survival:?} after {:?}", disk.last_step());
             look(left.store(), has_returned, place).await;
         }
         if has_returned {
@@ -355,7 +373,7 @@ async fn a_folder_that_another_writer_made_and_did_not_sync_is_synced_too() {
     let disk = SimulatedDisk::new();
     disk.make_folder("a").expect("made by another");
     disk.store().put("a/key", new(), PutMode::Create).await.expect("put");
-    let left = SimulatedDisk::with(disk.state().after_cut(Survival::Synced)).store();
+    let left = disk.left(Survival::Synced).store();
     assert_eq!(left.get("a/key", None).await.expect("the put returned"), new());
 }
 
@@ -364,7 +382,7 @@ async fn a_deleted_object_stays_deleted() {
     let disk = SimulatedDisk::new();
     disk.store().put("a/key", new(), PutMode::Create).await.expect("put");
     disk.store().delete("a/key").await.expect("delete");
-    let left = SimulatedDisk::with(disk.state().after_cut(Survival::Synced)).store();
+    let left = disk.left(Survival::Synced).store();
     assert!(matches!(left.get("a/key", None).await, Err(ObjectError::NotFound { .. })));
 }
 
