@@ -2,5 +2,6 @@
 
 mod mount;
 mod object_store;
+mod readme;
 mod redis_driver;
 mod support;
