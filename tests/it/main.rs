@@ -1,5 +1,6 @@
 //! The integration tests: real servers, the real kernel, the independent reader. One binary, so that linking happens once.
 
+mod cli;
 mod consistency;
 mod end_to_end;
 mod foreign_host;
@@ -8,6 +9,7 @@ mod kill;
 mod mount;
 mod object_store;
 mod reader;
+mod readme;
 mod redis_driver;
 mod restore;
 mod support;
