@@ -389,7 +389,12 @@ enum Look {
 /// Looks at a path that may hang, from a thread that is left behind if it does.
 fn look(path: &Path) -> Look {
     let path = path.to_owned();
-    let looked = within(PATIENCE, move || std::fs::symlink_metadata(path));
+    let looked = within(PATIENCE, move || {
+        let metadata = std::fs::symlink_metadata(&path)?;
+        // The kernel answers from what it keeps for a while after the daemon died; this question it passes on.
+        rustix::fs::statfs(&path)?;
+        Ok::<_, io::Error>(metadata)
+    });
     match looked {
         None => Look::Hangs,
         Some(Ok(metadata)) if metadata.is_dir() => Look::Directory,
