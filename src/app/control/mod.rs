@@ -32,8 +32,8 @@ pub async fn run(session: &Session, verb: Verb) -> Result<Exit, Failure> {
         Verb::Export(args) => export::run(session, args).await,
         Verb::Key(args) => key::run(session, args).await,
         Verb::Doctor(args) => doctor::run(session, args).await,
-        Verb::Completions(args) => super::completions(args.shell),
-        Verb::Man => super::man(),
+        Verb::Completions(args) => super::completions(session.output, args.shell),
+        Verb::Man => super::man(session.output),
         Verb::Restore(_) | Verb::Rollback(_) | Verb::Settle(_) => Err(Failure::new("x", "x")),
     }
 }
