@@ -11,6 +11,9 @@ use zeroize::Zeroizing;
 use super::failure::Failure;
 use crate::model::names::{ClusterName, NodeName};
 
+/// The repository takes no shorter ones, see `repo/FORMAT.md`.
+const KEY_FILE_BYTES_MIN: usize = 32;
+
 /// What the file says. Every key is optional: a repository and one Redis need no file.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -292,6 +295,20 @@ pub fn read_private(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
         );
     }
     std::fs::read(path).map(Zeroizing::new).map_err(unreadable)
+}
+
+/// A file of random bytes instead of a passphrase.
+pub fn read_key_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    let key = read_private(path)?;
+    if key.len() < KEY_FILE_BYTES_MIN {
+        let message =
+            format!("{}: holds {} bytes, and a key file needs {KEY_FILE_BYTES_MIN} random ones", path.display(), key.len());
+        return Err(Failure::usage(message).hint(format!(
+            "for a new one: (umask 077; head -c 64 /dev/urandom > {}); or say --password-file for a passphrase",
+            path.display()
+        )));
+    }
+    Ok(key)
 }
 
 #[cfg(test)]

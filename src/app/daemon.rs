@@ -74,11 +74,7 @@ pub async fn serve_mount(session: &Session, request: &MountRequest, ready: Readi
         Ok(repository) => repository,
         Err(failure) => {
             // Who started us waits for a word.
-            if let Readiness::Pipe(pipe) = ready {
-                use std::io::Write;
-                let hint = failure.hint.as_deref().unwrap_or("run it in the foreground");
-                let _gone = writeln!(std::fs::File::from(pipe), "error: {}; {hint}", failure.message.replace('\n', " "));
-            }
+            ready.tell(Err(&failure));
             return Err(failure);
         }
     };

@@ -1,6 +1,9 @@
 //! What the programs say when something went wrong: a code for scripts, a message, and the command to run next.
 
+use std::borrow::Cow;
 use std::fmt;
+
+use serde_json::{Value, json};
 
 use crate::agent::NodeErrorKind;
 use crate::app::mount::MountError;
@@ -31,7 +34,7 @@ pub enum Exit {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     /// For scripts: a word that does not change between versions.
-    pub code: &'static str,
+    pub code: Cow<'static, str>,
     /// For people: what, and which thing.
     pub message: String,
     /// What to run or change next.
@@ -42,19 +45,33 @@ pub struct Failure {
 
 impl Failure {
     /// A failure without a hint.
-    pub fn new(code: &'static str, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), hint: None, exit: Exit::Failed }
+    pub fn new(code: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
+        Self { code: code.into(), message: message.into(), hint: None, exit: Exit::Failed }
     }
 
     /// The command line or the configuration makes no sense.
     pub fn usage(message: impl Into<String>) -> Self {
-        Self { code: "usage", message: message.into(), hint: None, exit: Exit::Usage }
+        Self { exit: Exit::Usage, ..Self::new("usage", message) }
     }
 
     /// The same with what to do next.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+
+    /// What scripts get, and what a daemon tells who started it.
+    pub fn to_json(&self) -> Value {
+        json!({"code": self.code, "message": self.message, "hint": self.hint})
+    }
+
+    /// The same failure from its JSON; `None` for any other text.
+    pub fn from_json(text: &str) -> Option<Self> {
+        let value: Value = serde_json::from_str(text).ok()?;
+        let word = |key: &str| value.get(key)?.as_str().map(str::to_owned);
+        let (code, message) = (word("code")?, word("message")?);
+        let exit = if code == "usage" { Exit::Usage } else { Exit::Failed };
+        Some(Self { hint: word("hint"), exit, ..Self::new(code, message) })
     }
 }
 
@@ -162,7 +179,7 @@ impl From<SnapshotError> for Failure {
             SnapshotError::Interrupted => Self::new("interrupted", "interrupted: nothing was published, and no store is paused").hint("what was stored is reused by the next attempt"),
             SnapshotError::Void(_) => Self::new("void", message).hint("nothing was published and all stores run; a void cut is not repeated by itself: run the command again when the cause is gone"),
             SnapshotError::Stranger { .. } => Self::new("stranger", message).hint("give this cluster a name of its own, or say --adopt if the name is to belong to it from now on"),
-            SnapshotError::Memory(_) => Self::new("memory", message),
+            SnapshotError::Memory(_) => Self::new("memory", message).hint("choose some of its nodes with --node, or free memory on that host; nothing was paused"),
             SnapshotError::Node { error, .. } => {
                 let (code, hint) = match error.kind {
                     NodeErrorKind::Unreachable => ("unreachable", "check the address and that the store runs; --partial leaves the node out"),
@@ -178,22 +195,27 @@ impl From<SnapshotError> for Failure {
     }
 }
 
+impl From<&MountError> for Failure {
+    fn from(error: &MountError) -> Self {
+        Self::new("mount", error.to_string()).hint(error.hint())
+    }
+}
+
 impl From<MountError> for Failure {
     fn from(error: MountError) -> Self {
-        let hint = error.hint();
-        Self::new("mount", error.to_string()).hint(hint)
+        Self::from(&error)
     }
 }
 
 impl From<BadName> for Failure {
     fn from(error: BadName) -> Self {
-        Self::usage(error.to_string())
+        Self::usage(error.to_string()).hint("see the names in use with `tintype list`, or choose another one")
     }
 }
 
 impl From<BadSnapshotName> for Failure {
     fn from(error: BadSnapshotName) -> Self {
-        Self::usage(error.to_string())
+        Self::usage(error.to_string()).hint("name it as CLUSTER/DATE[/NODE[/PATH]]; `tintype list CLUSTER` shows the dates")
     }
 }
 

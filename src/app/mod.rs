@@ -22,14 +22,33 @@ pub mod wiring;
 
 /// The whole of `tintype`.
 pub fn tintype() -> ExitCode {
-    let args = ControlArgs::parse();
+    let args: ControlArgs = match parse() {
+        Ok(args) => args,
+        Err(code) => return code,
+    };
     run(args.common.clone(), async |session| control::run(session, args.verb).await)
 }
 
 /// The whole of `tintyped`.
 pub fn tintyped() -> ExitCode {
-    let args = daemon::DaemonArgs::parse();
+    let args: daemon::DaemonArgs = match parse() {
+        Ok(args) => args,
+        Err(code) => return code,
+    };
     run(args.common.clone(), async |session| daemon::run(session, args).await)
+}
+
+/// The command line; a wrong one is said in the caller's form, because a script that asked for JSON waits for an object.
+fn parse<Args: Parser>() -> Result<Args, ExitCode> {
+    Args::try_parse().map_err(|error| {
+        if !error.use_stderr() || !std::env::args_os().any(|argument| argument == "--json") {
+            error.exit();
+        }
+        let text = error.to_string();
+        let what = text.split("\n\n").next().unwrap_or_default();
+        let failure = Failure::usage(what.strip_prefix("error: ").unwrap_or(what)).hint("see `tintype --help`");
+        output::end(Output { is_json: true, is_quiet: false }, Err(failure))
+    })
 }
 
 /// Starts logging and the runtime, runs `work`, says how it ended.
@@ -50,14 +69,14 @@ fn run(common: CommonArgs, work: impl AsyncFnOnce(&Session) -> Result<Exit, Fail
 }
 
 /// Prints completions for a shell.
-pub fn completions(shell: clap_complete::Shell) -> Result<Exit, Failure> {
+pub fn completions(output: Output, shell: clap_complete::Shell) -> Result<Exit, Failure> {
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut ControlArgs::command(), "tintype", &mut text);
-    print(&text)
+    print(output, &text)
 }
 
 /// Prints the manual page of all verbs.
-pub fn man() -> Result<Exit, Failure> {
+pub fn man(output: Output) -> Result<Exit, Failure> {
     let command = ControlArgs::command();
     let mut text = Vec::new();
     let wrong = |error: std::io::Error| Failure::new("internal", error.to_string());
@@ -68,11 +87,15 @@ pub fn man() -> Result<Exit, Failure> {
         page.render_description_section(&mut text).map_err(wrong)?;
         page.render_options_section(&mut text).map_err(wrong)?;
     }
-    print(&text)
+    print(output, &text)
 }
 
-fn print(text: &[u8]) -> Result<Exit, Failure> {
+fn print(output: Output, text: &[u8]) -> Result<Exit, Failure> {
     use std::io::Write;
+    if output.is_json {
+        output.result("", &serde_json::json!({"text": String::from_utf8_lossy(text)}));
+        return Ok(Exit::Done);
+    }
     let mut out = std::io::stdout().lock();
     out.write_all(text)
         .and_then(|()| out.flush())

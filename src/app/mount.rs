@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 
+use super::failure::Failure;
 use crate::base::SystemClock;
 use crate::cache::MemoryCache;
 use crate::fs::{FsOptions, Owner, SnapshotFs};
@@ -165,9 +166,9 @@ impl MountError {
 pub enum Readiness {
     /// Nobody.
     Silent,
-    /// A function; the text is the reason and the hint.
+    /// A function; the text is the reason.
     Call(Box<dyn FnOnce(Result<(), String>) + Send>),
-    /// The writing end of a pipe: one line, `served` or `error: …`, then it is closed. A reader that finds it closed
+    /// The writing end of a pipe: one line, `served` or `error: ` and the failure as JSON, then it is closed. A reader that finds it closed
     /// without a line knows that the process died.
     Pipe(OwnedFd),
 }
@@ -183,15 +184,14 @@ impl std::fmt::Debug for Readiness {
 }
 
 impl Readiness {
-    fn tell(self, result: Result<(), &MountError>) {
-        let result = result.map_err(|error| format!("{error}; {}", error.hint()));
+    pub(super) fn tell(self, result: Result<(), &Failure>) {
         match self {
             Self::Silent => {}
-            Self::Call(call) => call(result),
+            Self::Call(call) => call(result.map_err(|failure| failure.message.clone())),
             Self::Pipe(pipe) => {
                 let line = match result {
                     Ok(()) => "served\n".to_owned(),
-                    Err(text) => format!("error: {}\n", text.replace('\n', " ")),
+                    Err(failure) => format!("error: {}\n", failure.to_json()),
                 };
                 // Who started us may have gone; that does not end the mount.
                 if let Err(error) = File::from(pipe).write_all(line.as_bytes()) {
@@ -213,7 +213,7 @@ pub async fn serve(
     let session = match begin(source, &options).await {
         Ok(session) => session,
         Err(error) => {
-            ready.tell(Err(&error));
+            ready.tell(Err(&Failure::from(&error)));
             return Err(error);
         }
     };

@@ -38,7 +38,7 @@ impl Output {
     /// What went wrong, and what to do next.
     pub fn failure(&self, failure: &Failure) {
         if self.is_json {
-            let value = json!({"error": {"code": failure.code, "message": failure.message, "hint": failure.hint}});
+            let value = json!({"error": failure.to_json()});
             let _gone = writeln!(std::io::stdout(), "{value:#}");
         }
         let mut text = format!("tintype: {}\n", failure.message);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use super::config::{ClusterConfig, Compression, Config, NodeConfig, read_private, read_secret};
+use super::config::{ClusterConfig, Compression, Config, NodeConfig, read_key_file, read_secret};
 use super::control_args::{CommonArgs, SourceArgs};
 use super::failure::Failure;
 use super::output::Output;
@@ -106,7 +106,7 @@ impl Session {
     pub fn secret(&self) -> Result<Option<Secret>, Failure> {
         let from = &self.config.repository;
         if let Some(path) = &self.common.key_file {
-            return Ok(Some(Secret::KeyFile(read_private(path)?)));
+            return Ok(Some(Secret::KeyFile(read_key_file(path)?)));
         }
         if let Some(path) = self.common.password_file.as_ref().or(from.password_file.as_ref()) {
             return Ok(Some(Secret::Passphrase(read_secret(path)?)));
@@ -114,7 +114,7 @@ impl Session {
         if let Some(command) = &from.password_command {
             return Ok(Some(Secret::Passphrase(password_from(command)?)));
         }
-        from.key_file.as_deref().map(|path| Ok(Secret::KeyFile(read_private(path)?))).transpose()
+        from.key_file.as_deref().map(|path| Ok(Secret::KeyFile(read_key_file(path)?))).transpose()
     }
 
     /// Opens the repository.

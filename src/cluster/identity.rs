@@ -20,8 +20,8 @@ pub(super) fn stranger(before: &ClusterManifest, now: &[NodeDescription]) -> Opt
     if old.is_empty() || now.iter().flat_map(identities).any(|id| old.contains(id)) {
         return None;
     }
-    let store = now.first().map(|node| node.store.as_str()).unwrap_or_default();
-    Some(format!("this {store} shares neither an id nor an address with what was stored under this name"))
+    let store = now.first().map_or("store", |node| node.store.as_str());
+    Some(format!("what is there now ({store}) shares neither an id nor an address with what was stored under this name"))
 }
 
 /// Ids of all nodes, replicas included, that `CLUSTER NODES` named: the first word of each line.

@@ -152,7 +152,7 @@ impl Repository {
             let mut reads = futures::stream::iter(listed.into_iter().map(|object| {
                 let folder = &folder;
                 async move {
-                    let items = self.leftover(cluster, node, folder, &object).await;
+                    let items = self.pack_items(cluster, node, folder, &object).await;
                     (object.key, items)
                 }
             }))
@@ -175,7 +175,8 @@ impl Repository {
         Ok(())
     }
 
-    async fn leftover(
+    /// What a pack below `folder` says of itself: its directory, opened and checked.
+    pub(super) async fn pack_items(
         &self,
         cluster: &ClusterName,
         node: &NodeName,

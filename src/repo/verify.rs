@@ -15,7 +15,7 @@ use super::{ListedSnapshot, NodeTree, RepoError, SharedTable, SnapshotSource, la
 use crate::model::extent::{Extent, Segment};
 use crate::model::ids::{BlockId, SnapshotId};
 use crate::model::manifest::{ClusterManifest, NodeStatus};
-use crate::model::names::ClusterName;
+use crate::model::names::{ClusterName, NodeName};
 use crate::model::time::Timestamp;
 use crate::object::{ObjectError, PutMode, list_all};
 
@@ -133,7 +133,7 @@ impl Repository {
             }
         }
         report.blocks = blocks.len() as u64;
-        self.verify_packs(&snapshot.cluster, &blocks, &mut report).await?;
+        self.verify_packs(&snapshot.cluster, depth, &blocks, &mut report).await?;
         if let (VerifyDepth::Hashed, Some(tree)) = (depth, any_tree) {
             self.verify_blocks(&tree, blocks, &mut report, on_bytes).await?;
         }
@@ -239,27 +239,41 @@ impl Repository {
     async fn verify_packs(
         &self,
         cluster: &ClusterName,
+        depth: VerifyDepth,
         blocks: &HashMap<BlockId, Extent>,
         report: &mut VerifyReport,
     ) -> Result<(), RepoError> {
-        let mut ends: HashMap<String, u64> = HashMap::new();
+        let mut ends: HashMap<String, (&NodeName, u64)> = HashMap::new();
         for extent in blocks.values() {
-            let end = ends.entry(Self::block_key(cluster, extent)).or_default();
+            let (_, end) = ends.entry(Self::block_key(cluster, extent)).or_insert((&extent.pack.node, 0));
             *end = extent.end().max(*end);
         }
         report.packs = ends.len() as u64;
         let folders: BTreeSet<_> = blocks.values().map(|extent| layout::packs(cluster, &extent.pack.node)).collect();
         let mut sizes = HashMap::new();
         for folder in folders {
-            sizes.extend(
-                list_all(self.store().as_ref(), &folder).await?.into_iter().map(|object| (object.key, object.size_bytes)),
-            );
+            sizes.extend(list_all(self.store().as_ref(), &folder).await?.into_iter().map(|object| (object.key.clone(), object)));
         }
-        for (key, end) in ends {
-            match sizes.get(&key) {
+        let mut present = Vec::new();
+        for (key, (node, end)) in ends {
+            match sizes.remove(&key) {
                 None => report.problem(key, "the pack is missing"),
-                Some(size) if *size < end => report.problem(key, "the pack was cut short"),
-                Some(_) => {}
+                Some(object) if object.size_bytes < end => report.problem(key, "the pack was cut short"),
+                Some(object) => present.push((node, object)),
+            }
+        }
+        if depth < VerifyDepth::Hashed {
+            return Ok(());
+        }
+        // No file needs a pack's directory, but reuse of its blocks after an interrupted upload does.
+        let mut reads = futures::stream::iter(present.into_iter().map(|(node, object)| async move {
+            let folder = layout::packs(cluster, node);
+            self.pack_items(cluster, node, &folder, &object).await
+        }))
+        .buffer_unordered(READS);
+        while let Some(read) = reads.next().await {
+            if let Err(error) = read {
+                finding(report, error)?;
             }
         }
         Ok(())

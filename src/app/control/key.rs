@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::super::config::{read_private, read_secret};
+use super::super::config::{read_key_file, read_secret};
 use super::super::control_args::{KeyAction, KeyArgs};
 use super::super::failure::{Exit, Failure};
 use super::super::wiring::Session;
@@ -29,7 +29,7 @@ pub async fn run(session: &Session, args: KeyArgs) -> Result<Exit, Failure> {
         KeyAction::Add { new_password_file, new_key_file, label } => {
             let secret = match (new_password_file, new_key_file) {
                 (Some(path), _) => Secret::Passphrase(read_secret(&path)?),
-                (None, Some(path)) => Secret::KeyFile(read_private(&path)?),
+                (None, Some(path)) => Secret::KeyFile(read_key_file(&path)?),
                 (None, None) => return Err(Failure::usage("neither --new-password-file nor --new-key-file was given")),
             };
             let id = repository.add_key(&secret, &label, session.now().0).await?;

@@ -45,18 +45,9 @@ pub async fn mount(session: &Session, args: MountArgs) -> Result<Exit, Failure> 
         }
         "" => Err(Failure::new("mount", "the daemon ended without a word")
             .hint(format!("run it in the foreground: tintype mount --foreground {}", mountpoint.display()))),
-        said => {
-            let (message, hint) = said
-                .strip_prefix("error: ")
-                .unwrap_or(said)
-                .rsplit_once("; ")
-                .map_or((said, None), |(message, hint)| (message, Some(hint)));
-            let failure = Failure::new("mount", message.strip_prefix("error: ").unwrap_or(message));
-            Err(match hint {
-                Some(hint) => failure.hint(hint),
-                None => failure,
-            })
-        }
+        said => Err(said.strip_prefix("error: ").and_then(Failure::from_json).unwrap_or_else(|| {
+            Failure::new("mount", format!("the daemon said {said:?}")).hint("are both programs of one version?")
+        })),
     }
 }
 

@@ -110,7 +110,7 @@ fn parse_tags(tags: &[String]) -> Result<BTreeMap<String, String>, Failure> {
     tags.iter()
         .map(|tag| match tag.split_once('=') {
             Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-            _ => Err(Failure::usage(format!("--tag {tag:?} is not KEY=VALUE"))),
+            _ => Err(Failure::usage(format!("--tag {tag:?} is not KEY=VALUE")).hint("for example --tag reason=upgrade")),
         })
         .collect()
 }
