@@ -37,7 +37,7 @@ pub(super) fn page_lengths(entries: &[TreeEntry]) -> Vec<usize> {
 
 fn is_boundary(entry: &TreeEntry) -> bool {
     let hash = blake3::hash(entry.path.as_bytes());
-    u16::from_le_bytes([hash.as_bytes()[0], hash.as_bytes()[1]]) % BOUNDARY == 0
+    u16::from_le_bytes([hash.as_bytes()[0], hash.as_bytes()[1]]).is_multiple_of(BOUNDARY)
 }
 
 fn weight(entry: &TreeEntry) -> usize {
