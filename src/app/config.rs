@@ -234,9 +234,9 @@ pub fn load(asked_for: Option<&Path>) -> Result<(Config, Option<PathBuf>), Failu
 pub fn parse(text: &str, place: &Path) -> Result<Config, Failure> {
     toml::from_str(text).map_err(|error| {
         let message = error.message().to_owned();
-        let line = error
-            .span()
-            .map_or(String::new(), |span| format!(" line {}", text[..span.start.min(text.len())].lines().count().max(1)));
+        let line = error.span().map_or(String::new(), |span| {
+            format!(" line {}", 1 + text.bytes().take(span.start).filter(|byte| *byte == b'\n').count())
+        });
         let failure = Failure::usage(format!("{}{line}: {message}", place.display()));
         match nearest_key(&message) {
             Some(nearest) => failure.hint(format!("did you mean {nearest}?")),
