@@ -1,5 +1,6 @@
 //! `kill -9` of a snapshot at any instant: no store stays paused or changed, nothing half-made is listed, the next one succeeds.
 
+use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,12 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// For a machine that is busy with other things than the pause.
 const MARGIN: Duration = Duration::from_secs(3);
 const WRITERS: usize = 4;
+/// The pause is a few per cent of a snapshot: every so many kills are aimed at it …
+const AIMED_EVERY: usize = 3;
+/// … so long at most after the command said that it begins.
+const AIM: Duration = Duration::from_millis(8);
+/// A write that waits so long was held back by a pause.
+const HELD_BACK: Duration = Duration::from_millis(200);
 /// Settings that a capture may change for an instant.
 const SETTINGS: [&str; 3] = ["repl-diskless-sync", "repl-diskless-sync-delay", "save"];
 /// Rounds between two looks at every byte of all snapshots, which take longer with every one.
@@ -48,7 +55,7 @@ fn a_snapshot_killed_at_any_instant_leaves_nothing_paused_changed_or_half_listed
     let work = Workplace::new();
     work.succeed(&["init"]);
     let address = format!("127.0.0.1:{}", servers[0].port);
-    let snapshot = ["snapshot", "live", "--redis", &address, "--max-pause", "2s", "--quiet"];
+    let snapshot = ["snapshot", "live", "--redis", &address, "--max-pause", "2s"];
 
     let mut durations: Vec<Duration> = (0..3)
         .map(|_| {
@@ -61,20 +68,27 @@ fn a_snapshot_killed_at_any_instant_leaves_nothing_paused_changed_or_half_listed
     let typical = durations[1];
 
     let rounds = effort(15, 500);
-    let (mut killed, mut longest, mut taken) = (0, Duration::ZERO, durations.len());
+    let (mut killed, mut held_back, mut longest, mut taken) = (0, 0, Duration::ZERO, durations.len());
     for round in 0..rounds {
-        let mut running = work.command(&snapshot).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("tintype starts");
-        let delay = random.duration(typical);
+        let mut running = work.command(&snapshot).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("tintype starts");
+        let mut notes = BufReader::new(running.stderr.take().expect("a pipe")).lines();
+        let is_aimed = round % AIMED_EVERY == 0;
+        if is_aimed {
+            let found = notes.find(|line| line.as_ref().is_ok_and(|line| line.contains("pausing writes")));
+            assert!(found.is_some(), "round {round}: the command never came to the pause");
+        }
+        let delay = random.duration(if is_aimed { AIM } else { typical });
         std::thread::sleep(delay);
         running.kill().expect("a child");
         // Succeeded before it was killed: then it is listed.
         let was_killed = !running.wait().expect("a child").success();
         killed += usize::from(was_killed);
-        let place = format!("round {round}, killed {was_killed} after {delay:?} of {typical:?}");
+        let place = format!("round {round}, aimed {is_aimed}, killed {was_killed} after {delay:?} of {typical:?}");
 
         let wait = longest_wait(&servers);
         assert!(wait <= PAUSE + MARGIN, "{place}: a write waited {wait:?}");
         longest = longest.max(wait);
+        held_back += usize::from(wait > HELD_BACK);
         // Sent before the kill, it may be executed a little later.
         servers[0].wait_for(&format!("settings as they were ({place})"), |_| settings(&servers) == before);
         // No other than the newest can be of this round.
@@ -93,6 +107,6 @@ fn a_snapshot_killed_at_any_instant_leaves_nothing_paused_changed_or_half_listed
     let listed = work.succeed(&["list", "live"]).lines().count();
     assert!(listed >= taken, "{taken} succeeded and {listed} are listed");
     tell(&format!(
-        "{killed} of {rounds} killed within {typical:?}; {listed} listed; the longest wait of a write was {longest:?}"
+        "{killed} of {rounds} killed within {typical:?}, {held_back} of them inside the pause, where a write waited {longest:?} at most; {listed} listed"
     ));
 }

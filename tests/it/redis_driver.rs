@@ -176,6 +176,27 @@ async fn nobody_who_dies_at_any_step_leaves_a_setting_changed() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_save_whose_fork_came_too_late_leaves_no_dump_where_persistence_is_off() {
+    for binary in both() {
+        let server = Server::start(&binary, &[]);
+        server.fill(100, 100);
+        let directory = Some(server.directory().to_owned());
+        let options = RedisOptions { capture: CaptureMode::Save, data_directory: directory, ..server.options() };
+        let mut node = driver(options);
+        node.prepare(PAUSE, PATIENCE).await.expect("prepare");
+        node.freeze(Duration::from_secs(2)).await.expect("freeze");
+        server.signal("STOP");
+        node.capture().await.expect_err("it does not answer in time");
+        server.signal("CONT");
+        node.abandon().await;
+        assert_eq!(server.info("rdb_bgsave_in_progress"), "0");
+        let saved: u64 = server.info("total_forks").parse().unwrap_or(1);
+        assert_eq!(saved, 1, "the save that was asked for was made");
+        assert!(!server.directory().join("dump.rdb").exists(), "its dump would be loaded at the next start");
+    }
+}
+
 async fn refusal(options: RedisOptions) -> DriverError {
     let error = driver(options).prepare(PAUSE, Duration::from_millis(200)).await.expect_err("it is refused");
     assert_eq!(error.node(), "node-1");

@@ -267,7 +267,7 @@ impl RedisDriver {
         if remaining.is_zero() {
             return Err(self.void("the pause had run out before the capture began"));
         }
-        let (captured, mark, offset) = match self.options.capture {
+        let (mark, offset) = match self.options.capture {
             CaptureMode::Replication => {
                 let plan = self.prepared.as_ref().and_then(|prepared| prepared.transfer.clone());
                 let (Some(mut replica), Some(plan)) = (self.replica.take(), plan) else {
@@ -278,15 +278,18 @@ impl RedisDriver {
                 self.changed.extend(settings.iter().map(|(name, _, before)| (*name, before.clone())));
                 let Resynchronisation { replication_id, offset } = replica.synchronise(settings, remaining).await?;
                 let mark = Mark::Resynchronisation { replication_id, offset, on_disk: !plan.diskless };
-                (Captured::Stream(Box::new(replica)), mark, Some(offset))
+                self.captured = Some(Captured::Stream(Box::new(replica)));
+                (mark, Some(offset))
             }
             CaptureMode::Save => {
-                let (watch, changes) = self.begin_save(remaining).await?;
-                (Captured::Save(watch), Mark::Save { changes }, offset)
+                let changes = self.begin_save(remaining).await?;
+                (Mark::Save { changes }, offset)
             }
-            CaptureMode::Aof => (Captured::Files(self.open_append_only(remaining).await?), Mark::Files, offset),
+            CaptureMode::Aof => {
+                self.captured = Some(Captured::Files(self.open_append_only(remaining).await?));
+                (Mark::Files, offset)
+            }
         };
-        self.captured = Some(captured);
         if let Some(frozen) = self.frozen.as_mut() {
             frozen.mark = mark;
         }

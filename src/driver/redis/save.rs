@@ -73,8 +73,9 @@ impl SaveWatch {
 }
 
 impl RedisDriver {
-    /// Also tells the count of changes right before the fork.
-    pub(super) async fn begin_save(&mut self, limit: Duration) -> Result<(SaveWatch, u64), DriverError> {
+    /// Returns the count of changes right before the fork. What may have begun is watched, also after an error: a fork that
+    /// took longer than the pause leaves its dump all the same.
+    pub(super) async fn begin_save(&mut self, limit: Duration) -> Result<u64, DriverError> {
         let directory = self.data_directory()?;
         let Some(prepared) = self.prepared.clone() else { return Err(self.refused("it was not prepared")) };
         let place = |error: io::Error| self.file_error(&directory, &error);
@@ -90,8 +91,15 @@ impl RedisDriver {
         };
         // Where nothing is ever saved, the next start would load our dump and bring deleted keys back.
         watch.remove = watch.dump_before.is_none() && !prepared.saves && !prepared.appends;
-        let limit_answers = self.control().await?.ask_all(&[&["INFO", "persistence"], &["BGSAVE"]], limit).await?;
-        let [fields, answer] = limit_answers.as_slice() else { return Err(self.broken("BGSAVE was not answered")) };
+        let answers = self.control().await?.ask_all(&[&["INFO", "persistence"], &["BGSAVE"]], limit).await;
+        let answers = match answers {
+            Ok(answers) => answers,
+            Err(error) => {
+                self.captured = Some(Captured::Save(watch));
+                return Err(error);
+            }
+        };
+        let [fields, answer] = answers.as_slice() else { return Err(self.broken("BGSAVE was not answered")) };
         let fields = super::Fields::parse(&fields.as_ref().map(text).unwrap_or_default());
         let changes = fields.number("rdb_changes_since_last_save").unwrap_or(u64::MAX);
         watch.saves_before = fields.number("rdb_saves");
@@ -106,15 +114,13 @@ impl RedisDriver {
                 });
             }
         }
+        self.captured = Some(Captured::Save(watch));
         // The child makes its file within a few milliseconds. If it is late, it is found after the thaw.
         let until = Instant::now() + limit / 4;
-        while watch.file.is_none() && Instant::now() < until {
-            watch.look().map_err(|error| self.file_error(&directory, &error))?;
-            if watch.file.is_none() {
-                sleep(Duration::from_millis(1)).await;
-            }
+        while !self.look_at_save()?.0 && Instant::now() < until {
+            sleep(Duration::from_millis(1)).await;
         }
-        Ok((watch, changes))
+        Ok(changes)
     }
 
     /// Waits for the child, and hands over the file that it wrote.
@@ -122,7 +128,7 @@ impl RedisDriver {
         let limit = self.options.stall_limit;
         let mut progress = (Instant::now(), 0);
         let fields = loop {
-            let length = self.look_at_save()?;
+            let (_, length) = self.look_at_save()?;
             let fields = self.control().await?.info(&["persistence"]).await?;
             if !fields.flag("rdb_bgsave_in_progress") {
                 break fields;
@@ -159,12 +165,13 @@ impl RedisDriver {
         Ok(file)
     }
 
-    /// Opens the child's file where it is there by now; its length so far.
-    fn look_at_save(&mut self) -> Result<u64, DriverError> {
+    /// Opens the child's file where it is there by now: whether it is, and its length so far.
+    fn look_at_save(&mut self) -> Result<(bool, u64), DriverError> {
         let Some(Captured::Save(watch)) = &mut self.captured else { return Err(self.refused("no save was begun")) };
         let (looked, directory) = (watch.look(), watch.directory.clone());
         let length = watch.file.as_ref().and_then(|file| file.metadata().ok()).map_or(0, |metadata| metadata.len());
-        looked.map(|()| length).map_err(|error| self.file_error(&directory, &error))
+        let has_file = watch.file.is_some();
+        looked.map(|()| (has_file, length)).map_err(|error| self.file_error(&directory, &error))
     }
 
     /// After a save that nobody wants any more: its dump is removed where it must not stay.
