@@ -84,9 +84,8 @@ impl NodeService for FakeNode {
 
     async fn upload(&mut self) -> Result<UploadReceipt, NodeError> {
         self.note("upload");
-        match self.wish {
-            Wish::FailsInUpload => return Err(self.error(NodeErrorKind::Broken)),
-            _ => {}
+        if self.wish == Wish::FailsInUpload {
+            return Err(self.error(NodeErrorKind::Broken));
         }
         let stage = &self.stage;
         let (cluster, options) = (cluster(), WriterOptions::new(None, 1));
