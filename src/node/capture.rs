@@ -4,9 +4,9 @@
 //! node: no torn file is ever stored as if it were whole.
 
 use std::fs::File;
-use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
+use crate::driver::files::is_still;
 use crate::driver::{CapturedContent, CapturedEntry, DriverError, StoreDriver};
 use crate::model::ids::SnapshotId;
 use crate::model::manifest::{FileClass, Fingerprint, KeyCounts};
@@ -104,7 +104,7 @@ impl NodeCapture {
                     .add_file(meta, class, block_bytes, file, length_bytes, fingerprint)
                     .await
                     .map_err(|error| self.source(error))?;
-                if !is_still(&again, class, length_bytes, fingerprint.as_ref()) {
+                if !holds_still(&again, class, length_bytes, fingerprint.as_ref()) {
                     return Err(self
                         .broken(
                             &path.to_string(),
@@ -132,31 +132,32 @@ impl NodeCapture {
 
 /// The captured bytes are still those of the capture: immutable and append-only files may not shrink, others may not
 /// change at all.
-fn is_still(file: &File, class: FileClass, length_bytes: u64, then: Option<&Fingerprint>) -> bool {
-    let Ok(now) = file.metadata() else { return false };
-    let modified_ns = now.mtime().saturating_mul(1_000_000_000).saturating_add(now.mtime_nsec());
-    match (class, then) {
-        (FileClass::Rewritten, Some(then)) => modified_ns == then.modified_ns && now.len() == length_bytes,
-        _ => now.len() >= length_bytes,
-    }
+fn holds_still(file: &File, class: FileClass, length_bytes: u64, then: Option<&Fingerprint>) -> bool {
+    let holds = match (class, then) {
+        (FileClass::Rewritten, Some(then)) => is_still(then, length_bytes, file),
+        _ => file.metadata().map(|now| now.len() >= length_bytes),
+    };
+    holds.unwrap_or(false)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::Write;
+    use std::os::unix::fs::MetadataExt;
 
     #[test]
     fn a_rewritten_file_may_not_change_and_an_append_only_one_may_grow() {
         let mut file = tempfile::tempfile().expect("a file");
         file.write_all(b"12345").expect("writes");
         let meta = file.metadata().expect("stat");
-        let then =
-            Fingerprint { device: 0, inode: 0, modified_ns: meta.mtime() * 1_000_000_000 + meta.mtime_nsec(), captured_ns: 0 };
-        assert!(is_still(&file, FileClass::Rewritten, 5, Some(&then)));
-        assert!(is_still(&file, FileClass::AppendOnly, 4, Some(&then)));
-        assert!(!is_still(&file, FileClass::AppendOnly, 6, Some(&then)));
-        assert!(!is_still(&file, FileClass::Rewritten, 4, Some(&then)));
-        assert!(!is_still(&file, FileClass::Rewritten, 5, Some(&Fingerprint { modified_ns: 1, ..then })));
+        let modified_ns = meta.mtime() * 1_000_000_000 + meta.mtime_nsec();
+        // Captured long after it was written: within a tick of it nothing is believed.
+        let then = Fingerprint { device: meta.dev(), inode: meta.ino(), modified_ns, captured_ns: modified_ns + 60_000_000_000 };
+        assert!(holds_still(&file, FileClass::Rewritten, 5, Some(&then)));
+        assert!(holds_still(&file, FileClass::AppendOnly, 4, Some(&then)));
+        assert!(!holds_still(&file, FileClass::AppendOnly, 6, Some(&then)));
+        assert!(!holds_still(&file, FileClass::Rewritten, 4, Some(&then)));
+        assert!(!holds_still(&file, FileClass::Rewritten, 5, Some(&Fingerprint { modified_ns: 1, ..then })));
     }
 }
