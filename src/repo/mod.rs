@@ -8,6 +8,8 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 mod catalog;
+#[cfg(test)]
+mod hostile_tests;
 mod intent;
 mod key_box;
 mod known;

@@ -542,5 +542,7 @@ fn a_refusal_reaches_the_readiness_pipe() {
     runtime.block_on(served).expect_err("refused");
     let mut line = String::new();
     reader.read_to_string(&mut line).expect("readable");
-    assert!(line.starts_with("error: /nonexistent/mountpoint: no such directory; ") && line.ends_with('\n'), "{line}");
+    let said: serde_json::Value = serde_json::from_str(line.strip_prefix("error: ").expect("a refusal")).expect("JSON");
+    assert_eq!(said["message"], "/nonexistent/mountpoint: no such directory");
+    assert!(line.ends_with('\n') && said["hint"].is_string(), "{line}");
 }

@@ -167,16 +167,20 @@ pub async fn show(session: &Session, args: ShowArgs) -> Result<Exit, Failure> {
     let mut text = people(&manifest);
     match verified.last() {
         None => text.push_str("verified  never; run `tintype verify`\n"),
-        Some(mark) if mark.problems == 0 => text.push_str(&format!("verified  {:?} at {}\n", mark.depth, mark.at).to_lowercase()),
+        Some(mark) if mark.problems == 0 => text.push_str(&format!("verified  {} at {}\n", word(&mark.depth), mark.at)),
         Some(mark) => text.push_str(&format!("verified  {} problems at {}\n", mark.problems, mark.at)),
     }
     session.output.result(&text, &value);
     Ok(Exit::Done)
 }
 
+/// A variant's name as people read it.
+fn word(value: &dyn std::fmt::Debug) -> String {
+    format!("{value:?}").to_lowercase()
+}
+
 fn people(manifest: &ClusterManifest) -> String {
     let cut = &manifest.cut;
-    let word = |value: &dyn std::fmt::Debug| format!("{value:?}").to_lowercase();
     let mut text = format!("{}/{}  {}\n", manifest.cluster, manifest.date, manifest.uuid);
     text.push_str(&format!("status    {}\n", word(&manifest.status)));
     text.push_str(&format!(
