@@ -156,6 +156,8 @@ impl Drop for Store {
         if let Some(mut connection) = self.try_connection() {
             let _ = redis::cmd("SHUTDOWN").arg("NOSAVE").query::<()>(&mut connection);
         }
+        // Where a test made the data directory a mountpoint, it is one until here.
+        let _ = Command::new("umount").args(["--lazy", "--quiet"]).arg(&self.data).output();
         // A server that is ending still writes and removes files; the directory goes when it is gone.
         let until = std::time::Instant::now() + std::time::Duration::from_secs(5);
         while std::fs::remove_dir_all(self.root.path()).is_err_and(|error| error.kind() != std::io::ErrorKind::NotFound)
