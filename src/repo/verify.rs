@@ -105,7 +105,7 @@ fn finding(report: &mut VerifyReport, error: RepoError) -> Result<(), RepoError>
 
 impl Repository {
     /// Verifies one snapshot. Damage is in the report; an error means that the verification itself could not go on.
-    /// `on_block` is called with the plain bytes of each block as it is proved.
+    /// `on_bytes` is called with the number of plain bytes of each batch as it is proved.
     pub async fn verify(
         &self,
         snapshot: &ListedSnapshot,
