@@ -170,8 +170,10 @@ impl Session {
         }
         let default = ClusterConfig::default();
         let config = configured.unwrap_or(&default);
-        match config.store.as_deref().unwrap_or("redis") {
-            "files" if source.redis.is_empty() => {
+        // Addresses on the command line say what the nodes are, whatever the configuration has under this name.
+        let store = config.store.as_deref().filter(|_| source.redis.is_empty()).unwrap_or("redis");
+        match store {
+            "files" => {
                 let mut nodes = Vec::new();
                 for (name, node) in &config.nodes {
                     let directory = node

@@ -27,6 +27,9 @@ use crate::model::names::{ClusterName, NodeName};
 use crate::model::time::Timestamp;
 use crate::repo::{ListedSnapshot, NodeOutcome, Publication, RepoError, Repository, RunRecord, RunStatus, SnapshotSource};
 
+/// Snapshots that are asked at most whether the cluster is the one it was: a partial one may not know the nodes of this run.
+const IDENTITY_DEPTH: usize = 8;
+
 /// How a snapshot is to be taken.
 #[derive(Debug, Clone)]
 pub struct SnapshotOptions {
@@ -44,6 +47,8 @@ pub struct SnapshotOptions {
     pub patience: Duration,
     /// Publish without nodes that were unreachable before the freeze or broke after the thaw.
     pub partial: bool,
+    /// Nodes of the cluster that were not asked for: recorded as missing, so that the snapshot does not count as whole.
+    pub left_out: Vec<NodeName>,
     /// Bind the name anew, to this cluster.
     pub adopt: bool,
     /// The user's own words.
@@ -173,8 +178,8 @@ impl Coordinator {
     /// Takes the snapshot. Whatever the outcome, the run is recorded and all nodes have given back what they took.
     pub async fn run(mut self) -> Result<PublishedSnapshot, SnapshotError> {
         let started_at = Timestamp(self.clock.wall_us());
-        let newest = self.repository.newest(&self.options.cluster, 1).await?.into_iter().next();
-        let parent = newest.as_ref().map(|snapshot| snapshot.uuid);
+        let newest = self.repository.newest(&self.options.cluster, IDENTITY_DEPTH).await?;
+        let parent = newest.first().map(|snapshot| snapshot.uuid);
         let guard = self.repository.announce(&self.options.cluster, self.options.uuid, parent, self.clock.clone()).await?;
         let outcome = self.attempt(newest).await;
         // Closing their channels tells the nodes to give back; each does so within its own deadlines.
@@ -193,7 +198,7 @@ impl Coordinator {
         outcome
     }
 
-    async fn attempt(&mut self, newest: Option<ListedSnapshot>) -> Result<PublishedSnapshot, SnapshotError> {
+    async fn attempt(&mut self, newest: Vec<ListedSnapshot>) -> Result<PublishedSnapshot, SnapshotError> {
         (self.on_phase)(SnapshotPhase::Preparing);
         self.ask_all(|| Order::Describe).await?;
         self.check_identity(newest).await?;
@@ -257,11 +262,18 @@ impl Coordinator {
         }
     }
 
-    async fn check_identity(&self, newest: Option<ListedSnapshot>) -> Result<(), SnapshotError> {
-        let Some(newest) = newest.filter(|_| !self.options.adopt) else { return Ok(()) };
-        let before = self.repository.manifest(&newest).await?;
+    /// The nodes must be of the cluster that the newest snapshots are of. A partial one may lack exactly the nodes that
+    /// are asked now, so the ones before it speak too, up to the newest complete one.
+    async fn check_identity(&self, newest: Vec<ListedSnapshot>) -> Result<(), SnapshotError> {
         let descriptions: Vec<_> = self.present().map(|index| self.members[index].description.clone()).collect();
-        match stranger(&before, &descriptions) {
+        let mut strange = None;
+        for before in newest.iter().filter(|_| !self.options.adopt) {
+            strange = stranger(&*self.repository.manifest(before).await?, &descriptions);
+            if strange.is_none() || before.is_complete {
+                break;
+            }
+        }
+        match strange {
             None => Ok(()),
             Some(reason) => Err(SnapshotError::Stranger { cluster: self.options.cluster.clone(), reason }),
         }
@@ -367,7 +379,7 @@ impl Coordinator {
                 capture_us: micros(times.capture),
                 skew_us: micros(times.skew),
             },
-            nodes: self.members.iter().map(record).collect(),
+            nodes: self.members.iter().map(record).chain(self.options.left_out.iter().map(left_out)).collect(),
             tags: self.options.tags.clone(),
         }
     }
@@ -420,6 +432,19 @@ fn record(member: &Member) -> NodeRecord {
         proof,
         keys: member.receipt.as_ref().and_then(|receipt| receipt.keys),
         totals: member.receipt.as_ref().map_or_else(NodeTotals::default, |receipt| receipt.totals),
+    }
+}
+
+fn left_out(name: &NodeName) -> NodeRecord {
+    NodeRecord {
+        name: name.clone(),
+        status: NodeStatus::Missing,
+        reason: Some("it was not asked for".to_owned()),
+        manifest: None,
+        description: NodeDescription::default(),
+        proof: CaptureProof::none(),
+        keys: None,
+        totals: NodeTotals::default(),
     }
 }
 

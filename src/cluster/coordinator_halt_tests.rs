@@ -82,6 +82,7 @@ async fn halted(stops_at: &'static str, panics: bool, interrupt: Option<Snapshot
         pause: Duration::from_secs(2),
         patience: Duration::from_secs(300),
         partial: false,
+        left_out: Vec::new(),
         adopt: false,
         tags: BTreeMap::new(),
     };

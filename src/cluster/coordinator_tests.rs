@@ -125,6 +125,11 @@ impl Outcome {
 
 /// Runs one snapshot.
 async fn run(wishes: &[Wish], partial: bool) -> Outcome {
+    run_without(&[], wishes, partial).await
+}
+
+/// Runs one snapshot of a cluster that has further nodes, which are not asked for.
+async fn run_without(left_out: &[&str], wishes: &[Wish], partial: bool) -> Outcome {
     let capabilities =
         Capabilities { refuses_second_create: true, refuses_stale_replace: true, checks_uploads: true, serves_ranges: true };
     let repository = Arc::new(Repository::init(Arc::new(MemoryStore::default()), None, capabilities, 0).await.expect("inits"));
@@ -143,6 +148,7 @@ async fn run(wishes: &[Wish], partial: bool) -> Outcome {
         pause: Duration::from_secs(20),
         patience: Duration::from_secs(20),
         partial,
+        left_out: left_out.iter().map(|name| NodeName::new(*name).expect("legal")).collect(),
         adopt: false,
         tags: BTreeMap::new(),
     };
@@ -188,6 +194,16 @@ async fn one_failed_node_fails_the_snapshot_unless_gaps_were_agreed_to() {
     assert!(!published.listed.is_complete);
     let statuses: Vec<_> = published.manifest.nodes.iter().map(|node| node.status).collect();
     assert_eq!(statuses, [NodeStatus::Completed, NodeStatus::Failed, NodeStatus::Missing]);
+    assert_eq!(outcome.run_status().await, RunStatus::Partial);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_of_a_cluster_is_never_taken_for_the_whole() {
+    let outcome = run_without(&["a", "z"], &[Wish::Well], false).await;
+    let published = outcome.result.as_ref().expect("published");
+    assert!(!published.listed.is_complete);
+    let nodes: Vec<_> = published.manifest.nodes.iter().map(|node| (node.name.as_str(), node.status)).collect();
+    assert_eq!(nodes, [("a", NodeStatus::Missing), ("n0", NodeStatus::Completed), ("z", NodeStatus::Missing)]);
     assert_eq!(outcome.run_status().await, RunStatus::Partial);
 }
 

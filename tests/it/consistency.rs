@@ -216,6 +216,7 @@ impl Stage {
             pause: PAUSE,
             patience: Duration::from_secs(20),
             partial: false,
+            left_out: Vec::new(),
             adopt: true,
             tags: Default::default(),
         };

@@ -35,7 +35,7 @@ pub async fn run(session: &Session, args: SnapshotArgs) -> Result<Exit, Failure>
     let tags = parse_tags(&args.tag)?;
     let repository = session.repository().await?;
     let (store, nodes) = session.nodes(&cluster, &args.source, args.capture.as_deref()).await?;
-    let nodes = chosen(&cluster, nodes, &args.node)?;
+    let (nodes, left_out) = chosen(&cluster, nodes, &args.node)?;
     let config = session.config.clusters.get(&cluster);
     let span = |said: Option<Span>, configured: Option<Span>, default| said.or(configured).map_or(default, |span| span.0);
     let uuid = SnapshotId::new_v4();
@@ -47,6 +47,7 @@ pub async fn run(session: &Session, args: SnapshotArgs) -> Result<Exit, Failure>
         pause: span(args.max_pause, config.and_then(|config| config.max_pause), MAX_PAUSE),
         patience: span(args.patience, config.and_then(|config| config.patience), PATIENCE),
         partial: args.partial,
+        left_out: left_out.into_iter().map(|node| node.name).collect(),
         adopt: args.adopt,
         tags,
     };
@@ -91,7 +92,7 @@ pub async fn run(session: &Session, args: SnapshotArgs) -> Result<Exit, Failure>
         }
     };
     bar.finish_and_clear();
-    report(session, &outcome?)
+    report(session, &outcome?, &nodes)
 }
 
 /// Raised at SIGINT or SIGTERM. A second signal ends the process the hard way, which is safe too.
@@ -115,14 +116,18 @@ fn parse_tags(tags: &[String]) -> Result<BTreeMap<String, String>, Failure> {
         .collect()
 }
 
-/// The nodes that were named, or all.
-fn chosen(cluster: &ClusterName, nodes: Vec<ClusterNode>, names: &[String]) -> Result<Vec<ClusterNode>, Failure> {
+/// The nodes that were named, or all; and the others.
+fn chosen(
+    cluster: &ClusterName,
+    nodes: Vec<ClusterNode>,
+    names: &[String],
+) -> Result<(Vec<ClusterNode>, Vec<ClusterNode>), Failure> {
     if let Some(unknown) = names.iter().find(|name| !nodes.iter().any(|node| node.name.as_str() == *name)) {
         let known: Vec<_> = nodes.iter().map(|node| node.name.to_string()).collect();
         return Err(Failure::new("not_found", format!("{cluster} has no node {unknown}"))
             .hint(format!("its nodes: {}", known.join(", "))));
     }
-    Ok(nodes.into_iter().filter(|node| names.is_empty() || names.iter().any(|name| node.name.as_str() == name)).collect())
+    Ok(nodes.into_iter().partition(|node| names.is_empty() || names.iter().any(|name| node.name.as_str() == name)))
 }
 
 /// For each node the newest snapshot that has it.
@@ -161,17 +166,18 @@ impl Parents {
     }
 }
 
-fn report(session: &Session, published: &PublishedSnapshot) -> Result<Exit, Failure> {
+fn report(session: &Session, published: &PublishedSnapshot, asked: &[ClusterNode]) -> Result<Exit, Failure> {
     let (manifest, listed) = (&published.manifest, &published.listed);
     let cut = &manifest.cut;
     let sum =
         |part: fn(&crate::model::manifest::NodeTotals) -> u64| manifest.nodes.iter().map(|node| part(&node.totals)).sum::<u64>();
     let (new, stored) = (sum(|totals| totals.new_bytes), sum(|totals| totals.stored_bytes));
     let mut text = format!("{}/{}\n", listed.cluster, listed.date);
+    let completed = |name: &NodeName| manifest.node(name).is_some_and(|node| node.status == NodeStatus::Completed);
     let agreement = match cut.consistent {
         Consistency::Proved => "proved to be one instant".to_owned(),
         Consistency::Timed => "frozen at one instant by the clock".to_owned(),
-        Consistency::No if manifest.nodes.len() == 1 => "one node, not frozen".to_owned(),
+        Consistency::No if asked.len() == 1 => "one node, not frozen".to_owned(),
         Consistency::No => "the nodes are not of one instant".to_owned(),
     };
     text.push_str(&format!(
@@ -186,7 +192,8 @@ fn report(session: &Session, published: &PublishedSnapshot) -> Result<Exit, Fail
     }
     text.push_str(&format!("next: tintype show {0}/{1}, or tintype mount MOUNTPOINT\n", listed.cluster, listed.date));
     session.output.result(&text, &json_report(published, new, stored));
-    Ok(if listed.is_complete { Exit::Done } else { Exit::Partly })
+    // What was left out on request is no failure of this run.
+    Ok(if asked.iter().all(|node| completed(&node.name)) { Exit::Done } else { Exit::Partly })
 }
 
 fn json_report(published: &PublishedSnapshot, new: u64, stored: u64) -> Value {

@@ -57,6 +57,14 @@ fn a_redis_is_stored_and_a_server_starts_on_what_is_exported() {
 }
 
 #[test]
+fn addresses_on_the_command_line_outweigh_what_the_configuration_has_under_the_name() {
+    let (home, server) = (Home::with_repository(), server());
+    let config = "[clusters.demo]\nstore = \"files\"\n[clusters.demo.nodes.n]\ndata_directory = \"/nowhere\"\n";
+    home.private("tintype.toml", &format!("state_directory = {:?}\n{config}", home.path("state")));
+    snapshot(&home, &address(&server)).done();
+}
+
+#[test]
 fn a_cluster_is_found_from_one_node_and_another_one_does_not_get_its_name() {
     let (home, servers) = (Home::with_repository(), cluster(&redis_70(), 3, &[]));
     let value = home.run(&["--json", "snapshot", "demo", "--redis", &address(&servers[1])]).json();

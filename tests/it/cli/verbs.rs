@@ -62,6 +62,26 @@ fn what_was_stored_is_listed_shown_and_compared() {
 }
 
 #[test]
+fn a_part_of_a_cluster_is_stored_on_request_and_never_the_latest() {
+    let home = Home::with_repository();
+    home.data("one/a", 1000, 1);
+    home.data("two/a", 1000, 2);
+    let both = ["--json", "snapshot", "demo", "--files", "one", "--files", "two"];
+    // The second one has no node in common with the first, and still is of the same cluster: the third one says so.
+    let only = |node| home.run(&[&both[..], &["--node", node]].concat()).json();
+    let part = only("one");
+    assert_eq!((&part["status"], &part["nodes"]["two"]["status"]), (&"partial".into(), &"missing".into()));
+    home.run(&["show", "demo/latest"]).refused(1, &["demo"]);
+    let whole = home.run(&both).json();
+    assert_eq!(whole["status"], "completed");
+    only("one");
+    assert_eq!(only("two")["nodes"]["one"]["reason"], "it was not asked for");
+    let text = home.run(&["snapshot", "demo", "--files", "one", "--files", "two", "--node", "one"]);
+    assert!(text.done().text().contains("  two: it was not asked for\n"), "{text:?}");
+    assert_eq!(home.run(&["--json", "show", "demo/latest"]).json()["uuid"], whole["uuid"]);
+}
+
+#[test]
 fn verify_proves_and_remembers() {
     let home = Home::with_snapshot();
     for depth in ["listed", "hashed"] {
