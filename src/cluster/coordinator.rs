@@ -366,6 +366,8 @@ impl Coordinator {
         // One node agrees with itself; several agree only when something made them.
         let scope = if stored().count() > 1 && consistent == Consistency::No { "node" } else { "cluster" };
         let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        // A store may acknowledge just before it forks, so the longest fork bounds the window from below too.
+        let fork_us = stored().filter_map(|member| member.proof.fork_us).max().unwrap_or(0);
         Publication {
             uuid: self.options.uuid,
             cluster: self.options.cluster.clone(),
@@ -376,7 +378,7 @@ impl Coordinator {
                 consistent,
                 scope: scope.to_owned(),
                 pause_us: micros(times.pause),
-                capture_us: micros(times.capture),
+                capture_us: micros(times.capture).max(fork_us),
                 skew_us: micros(times.skew),
             },
             nodes: self.members.iter().map(record).chain(self.options.left_out.iter().map(left_out)).collect(),

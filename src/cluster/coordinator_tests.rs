@@ -78,7 +78,12 @@ impl NodeService for FakeNode {
         self.note("thaw");
         match self.wish {
             Wish::BreaksItsFreeze => Err(self.error(NodeErrorKind::Void)),
-            _ => Ok(CaptureProof { consistent: Consistency::Proved, kind: "wish".to_owned(), checks: Vec::new() }),
+            _ => Ok(CaptureProof {
+                consistent: Consistency::Proved,
+                kind: "wish".to_owned(),
+                checks: Vec::new(),
+                fork_us: Some(50_000_000),
+            }),
         }
     }
 
@@ -165,6 +170,8 @@ async fn nodes_that_do_well_are_published_as_one_instant() {
     let outcome = run(&[Wish::Well, Wish::Well, Wish::Well], false).await;
     let published = outcome.result.as_ref().expect("published");
     assert_eq!(published.manifest.cut.consistent, Consistency::Proved);
+    // A store may answer before it forks: its own word on how long that took counts.
+    assert_eq!(published.manifest.cut.capture_us, 50_000_000);
     assert!(published.listed.is_complete);
     assert_eq!((outcome.run_status().await, outcome.stage.given_back.load(Ordering::SeqCst)), (RunStatus::Completed, 3));
     assert!(outcome.stage.repository.intents(&cluster()).await.expect("lists").is_empty());

@@ -50,7 +50,9 @@ impl FakeDriver {
             capture: Box::new(|| Ok(CaptureReceipt { offset: Some(1) })),
             thaw: Box::new(|| {
                 let checks = vec!["told so".to_owned()];
-                Ok(ThawReceipt { proof: CaptureProof { consistent: Consistency::Proved, kind: "fake".to_owned(), checks } })
+                Ok(ThawReceipt {
+                    proof: CaptureProof { consistent: Consistency::Proved, kind: "fake".to_owned(), checks, fork_us: None },
+                })
             }),
             collect: Box::new(move || Ok(vec![literal("data", &content)])),
             calls: Vec::new(),

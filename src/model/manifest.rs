@@ -89,7 +89,8 @@ pub struct CutRecord {
     pub scope: String,
     /// From the first freeze sent to the last thaw answered, as a client could have felt it.
     pub pause_us: u64,
-    /// From the first capture sent to the last one acknowledged (for forks: "the forks").
+    /// From the first capture sent to the last one acknowledged, and at least the longest fork that a store reported: a store
+    /// may acknowledge just before it forks (for forks: "the forks").
     pub capture_us: u64,
     /// Between the earliest and the latest acknowledged capture.
     pub skew_us: u64,
@@ -213,12 +214,15 @@ pub struct CaptureProof {
     /// What was compared and held.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<String>,
+    /// Microseconds that the store stood still for its fork, as it says itself; absent where it did not fork.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fork_us: Option<u64>,
 }
 
 impl CaptureProof {
     /// Nothing is known.
     pub fn none() -> Self {
-        Self { consistent: Consistency::No, kind: "none".to_owned(), checks: Vec::new() }
+        Self { consistent: Consistency::No, kind: "none".to_owned(), checks: Vec::new(), fork_us: None }
     }
 }
 

@@ -232,6 +232,7 @@ mod tests {
             save_failed: false,
             epochs: Some((1, 3)),
             forks: Some(7),
+            fork_us: None,
         }
     }
 

@@ -330,7 +330,9 @@ impl RedisDriver {
             Mark::Resynchronisation { .. } | Mark::Save { .. } => "fork_reply",
             Mark::Files => "open_files",
         };
-        Ok(ThawReceipt { proof: CaptureProof { consistent, kind: kind.to_owned(), checks } })
+        // That it is of our fork was just proved: there was one since the freeze.
+        let fork_us = if kind == "fork_reply" { after.fork_us } else { None };
+        Ok(ThawReceipt { proof: CaptureProof { consistent, kind: kind.to_owned(), checks, fork_us } })
     }
 }
 

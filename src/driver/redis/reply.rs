@@ -85,6 +85,8 @@ pub struct Reading {
     pub epochs: Option<(u64, u64)>,
     /// Forks since the server started; `None` before Redis 6.2.
     pub forks: Option<u64>,
+    /// Microseconds that the last fork took.
+    pub fork_us: Option<u64>,
 }
 
 impl Reading {
@@ -100,6 +102,7 @@ impl Reading {
             save_failed: fields.get("rdb_last_bgsave_status").is_some_and(|status| status != "ok"),
             epochs: fields.number("cluster_my_epoch").zip(fields.number("cluster_current_epoch")),
             forks: fields.number("total_forks"),
+            fork_us: fields.number("latest_fork_usec"),
         }
     }
 }
