@@ -131,10 +131,9 @@ impl Session {
         self.config.repository.compression.unwrap_or(Compression(Some(DEFAULT_LEVEL))).0
     }
 
-    /// Packs under way at once: two keep a disk busy, a distant store wants more.
+    /// Packs under way at once: enough for a disk that is waited for at the end of each, and for one connection's latency.
     pub fn uploads(&self) -> usize {
-        let is_distant = self.url().is_ok_and(|url| url.starts_with("s3://"));
-        self.config.repository.uploads.unwrap_or(if is_distant { 4 } else { 2 })
+        self.config.repository.uploads.unwrap_or(4)
     }
 
     /// Where running jobs and kept directories are remembered.

@@ -1,5 +1,6 @@
-//! The ground floor: time, retry, and sharing of work that is already under way.
+//! The ground floor: time, retry, buffers, and sharing of work that is already under way.
 
+pub mod buffers;
 pub mod clock;
 pub mod retry;
 pub mod single_flight;

@@ -43,7 +43,7 @@ async fn published(page: Value) -> (Arc<Repository>, Result<NodeTree, RepoError>
     let sealer = repository.sealer(&cluster());
     let plain = serde_json::to_vec(&page).expect("serializes");
     let id = sealer.placed_id(SealType::TreePage, b"", &plain);
-    let mut pack = PackBuilder::new(node(), 0);
+    let mut pack = PackBuilder::new(node(), bytes::BytesMut::new());
     let sealed = sealer.seal(SealType::TreePage, &id.0, &plain, None).expect("seals");
     let extent = pack.add(SealType::TreePage, id, plain.len() as u32, &sealed);
     let key = Repository::page_key(&cluster(), &extent);

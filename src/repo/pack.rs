@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use super::RepoError;
 use super::seal::{SealType, Sealer};
@@ -31,14 +31,13 @@ pub struct PackItem {
 #[derive(Debug)]
 pub struct PackBuilder {
     pack: Arc<PackRef>,
-    bytes: Vec<u8>,
+    bytes: BytesMut,
     directory: Vec<u8>,
 }
 
 impl PackBuilder {
-    /// An empty pack with a new name. `expected_bytes` is reserved.
-    pub fn new(node: NodeName, expected_bytes: usize) -> Self {
-        let mut bytes = Vec::with_capacity(expected_bytes);
+    /// An empty pack with a new name, filled into an empty buffer.
+    pub fn new(node: NodeName, mut bytes: BytesMut) -> Self {
         bytes.extend_from_slice(HEAD);
         Self { pack: Arc::new(PackRef { node, pack: PackId::new() }), bytes, directory: Vec::new() }
     }
@@ -89,7 +88,7 @@ impl PackBuilder {
         self.bytes.extend_from_slice(&directory);
         self.bytes.extend_from_slice(&length.to_le_bytes());
         self.bytes.extend_from_slice(TAIL);
-        Ok(Bytes::from(self.bytes))
+        Ok(self.bytes.freeze())
     }
 }
 
@@ -141,7 +140,7 @@ mod tests {
     #[test]
     fn a_pack_tells_what_is_in_it() {
         let sealer = Sealer::new(RepositoryId::nil(), None, "prod");
-        let mut pack = PackBuilder::new(NodeName::new("n").expect("legal"), 0);
+        let mut pack = PackBuilder::new(NodeName::new("n").expect("legal"), BytesMut::new());
         let first = pack.add(SealType::Block, BlockId([1; 32]), 10, b"sealed one");
         let second = pack.add(SealType::TreePage, BlockId([2; 32]), 20, b"sealed two!");
         assert!(first.is_followed_by(&second));

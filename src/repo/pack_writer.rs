@@ -6,13 +6,16 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::BytesMut;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::RepoError;
+use super::node_writer::WriterOptions;
 use super::pack::PackBuilder;
 use super::repository::Repository;
 use super::seal::{SealType, Sealer};
+use crate::base::buffers::{BufferPool, page_aligned};
 use crate::model::extent::Extent;
 use crate::model::ids::{BlockId, PackId};
 use crate::model::names::NodeName;
@@ -31,6 +34,7 @@ pub(super) struct PackWriter {
     folder: String,
     node: NodeName,
     uploads: Arc<Semaphore>,
+    buffers: Arc<BufferPool<BytesMut>>,
     stored_bytes: Arc<AtomicU64>,
     current: Option<PackBuilder>,
     newest: Option<PackId>,
@@ -43,10 +47,12 @@ impl PackWriter {
         sealer: Arc<Sealer>,
         folder: String,
         node: NodeName,
-        uploads: Arc<Semaphore>,
+        options: &WriterOptions,
         stored_bytes: Arc<AtomicU64>,
     ) -> Self {
-        Self { repository, sealer, folder, node, uploads, stored_bytes, current: None, newest: None, running: JoinSet::new() }
+        let (uploads, buffers) = (options.uploads.clone(), options.pack_buffers.clone());
+        let (current, newest, running) = (None, None, JoinSet::new());
+        Self { repository, sealer, folder, node, uploads, buffers, stored_bytes, current, newest, running }
     }
 
     /// The last pack begun.
@@ -60,7 +66,9 @@ impl PackWriter {
         if self.current.as_ref().is_some_and(closes) {
             self.close().await?;
         }
-        let pack = self.current.get_or_insert_with(|| PackBuilder::new(self.node.clone(), 1024 * 1024));
+        let pack = self.current.get_or_insert_with(|| {
+            PackBuilder::new(self.node.clone(), self.buffers.take().unwrap_or_else(|| page_aligned(PACK_TARGET_BYTES)))
+        });
         self.newest = Some(pack.pack().pack);
         debug_assert!(pack.fits(sealed.len()), "a sealed item is at most 8 MiB and a pack 32");
         Ok(pack.add(kind, id, plain_bytes, sealed))
@@ -75,11 +83,17 @@ impl PackWriter {
         let permit = self.uploads.clone().acquire_owned().await.expect("the semaphore is never closed");
         let key = format!("{}{}", self.folder, super::layout::pack_name(pack.pack().pack));
         let (repository, sealer, stored_bytes) = (self.repository.clone(), self.sealer.clone(), self.stored_bytes.clone());
+        let buffers = self.buffers.clone();
         self.running.spawn(async move {
             let body = pack.finish(&sealer, &key)?;
             let length = body.len() as u64;
-            repository.put_verified(&key, body, PutMode::Create).await?;
+            repository.put_verified(&key, body.clone(), PutMode::Create).await?;
             stored_bytes.fetch_add(length, Ordering::Relaxed);
+            // A store that still holds the body keeps it.
+            if let Ok(mut body) = body.try_into_mut() {
+                body.clear();
+                buffers.give(body);
+            }
             drop(permit);
             Ok(())
         });

@@ -28,6 +28,13 @@ const BODY_ZSTD: u8 = 1;
 const NONCE_BYTES: usize = 12;
 const TAG_BYTES: usize = 16;
 const CHECK_BYTES: usize = 32;
+/// Mode, data key's id and nonce.
+const HEAD_BYTES: usize = 1 + 16 + NONCE_BYTES;
+
+/// The longest sealed form of so many plain bytes.
+pub const fn sealed_bytes_max(plain_bytes: usize) -> usize {
+    HEAD_BYTES + 1 + plain_bytes + CHECK_BYTES
+}
 
 /// What sealed bytes are. The numbers are part of the format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -226,14 +233,28 @@ impl Sealer {
 
     /// Compresses (where `level` is given and it pays) and seals.
     pub fn seal(&self, kind: SealType, place: &[u8], plain: &[u8], level: Option<i32>) -> Result<Vec<u8>, RepoError> {
+        let mut sealed = Vec::new();
+        self.seal_into(kind, place, plain, level, &mut sealed)?;
+        Ok(sealed)
+    }
+
+    /// As [`Sealer::seal`], into a buffer whose old content goes; [`sealed_bytes_max`] of room are enough.
+    pub fn seal_into(
+        &self,
+        kind: SealType,
+        place: &[u8],
+        plain: &[u8],
+        level: Option<i32>,
+        sealed: &mut Vec<u8>,
+    ) -> Result<(), RepoError> {
         let additional_data = self.additional_data(kind, place);
-        let head = if self.is_encrypted { 1 + 16 + NONCE_BYTES } else { 1 };
-        let mut sealed = body(plain, level, head);
+        let head = if self.is_encrypted { HEAD_BYTES } else { 1 };
+        put_body(plain, level, head, sealed);
         if !self.is_encrypted {
             sealed[0] = MODE_PLAIN;
             let check = plain_check(&additional_data, &sealed[1..]);
             sealed.extend_from_slice(&check);
-            return Ok(sealed);
+            return Ok(());
         }
         let (id, key) = self.writing_key(sealed.len() as u64)?;
         let mut nonce = [0u8; NONCE_BYTES];
@@ -245,7 +266,7 @@ impl Sealer {
             .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from(additional_data), &mut sealed[head..])
             .expect("a body is far below the cipher's limit");
         sealed.extend_from_slice(tag.as_ref());
-        Ok(sealed)
+        Ok(())
     }
 
     /// Opens sealed bytes. `plain_max` bounds what is allocated; `plain_exact` is what the referring record says.
@@ -312,28 +333,29 @@ thread_local! {
     static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
 }
 
-/// `head` free bytes, then the body of `plain`, with room for a tag behind.
-fn body(plain: &[u8], level: Option<i32>, head: usize) -> Vec<u8> {
-    let mut out = vec![0u8; head + 1 + plain.len() + CHECK_BYTES];
+/// Replaces `out` by `head` free bytes and the body of `plain`, with room for a check or tag behind.
+fn put_body(plain: &[u8], level: Option<i32>, head: usize, out: &mut Vec<u8>) {
+    out.clear();
+    out.reserve_exact(sealed_bytes_max(plain.len()));
+    out.resize(head + 1, 0);
     if let Some(level) = level.filter(|_| plain.len() > 64) {
-        // Less than one part in 32 saved does not pay for the reader's work.
-        let worth = plain.len() - plain.len() / 32;
+        let mut body = std::io::Cursor::new(&mut *out);
+        body.set_position(head as u64 + 1);
         let written = COMPRESSOR.with_borrow_mut(|slot| {
             if slot.as_ref().is_none_or(|(made_for, _)| *made_for != level) {
                 *slot = zstd::bulk::Compressor::new(level).ok().map(|compressor| (level, compressor));
             }
-            slot.as_mut()?.1.compress_to_buffer(plain, &mut out[head + 1..head + 1 + worth]).ok()
+            slot.as_mut()?.1.compress_to_buffer(plain, &mut body).ok()
         });
-        if let Some(written) = written {
+        // Less than one part in 32 saved does not pay for the reader's work.
+        if written.is_some_and(|written| written <= plain.len() - plain.len() / 32) {
             out[head] = BODY_ZSTD;
-            out.truncate(head + 1 + written);
-            return out;
+            return;
         }
+        out.truncate(head + 1);
     }
     out[head] = BODY_RAW;
-    out[head + 1..head + 1 + plain.len()].copy_from_slice(plain);
-    out.truncate(head + 1 + plain.len());
-    out
+    out.extend_from_slice(plain);
 }
 
 fn check_length(length: usize, plain_max: usize, plain_exact: Option<usize>) -> Result<(), OpenError> {

@@ -7,7 +7,7 @@
 
 use std::fmt::Debug;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::ops::{ControlFlow, Range};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -19,6 +19,9 @@ use rustix::fs::{
     renameat_with, statat, unlinkat,
 };
 use rustix::io::Errno;
+
+use super::direct;
+use crate::base::buffers::read_exact_at;
 
 /// What is known of an entry without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,7 +134,7 @@ impl HostDisk {
 
 impl NewFile for HostFile {
     fn write(&mut self, body: &[u8]) -> io::Result<()> {
-        self.0.write_all(body)
+        direct::append(&mut self.0, body)
     }
 
     fn sync(&mut self) -> io::Result<FileStatus> {
@@ -261,21 +264,9 @@ impl Disk for HostDisk {
 }
 
 fn read_exactly(file: &OwnedFd, range: Range<u64>) -> io::Result<Vec<u8>> {
-    let wanted = usize::try_from(range.end - range.start).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
-    let mut bytes: Vec<u8> = Vec::new();
-    bytes.try_reserve_exact(wanted).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
-    // One pread as a rule: only a signal or the kernel's limit of 2 GiB per call makes it more.
-    while bytes.len() < wanted {
-        let offset = range.start + bytes.len() as u64;
-        match rustix::io::pread(file, rustix::buffer::spare_capacity(&mut bytes), offset) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) => {}
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    // An allocator may give more room than was asked for.
-    bytes.truncate(wanted);
+    let length = usize::try_from(range.end - range.start).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+    let mut bytes = Vec::new();
+    read_exact_at(file, &mut bytes, length, range.start)?;
     Ok(bytes)
 }
 

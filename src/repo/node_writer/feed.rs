@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
+use super::super::seal::sealed_bytes_max;
+use crate::base::buffers::BufferPool;
 use crate::model::extent::LITERAL_BYTES_MAX;
 
 /// One block: to be read on the thread that prepares it, or here already.
@@ -49,6 +51,7 @@ pub(super) struct StreamFeed<'a> {
     pub stream: &'a mut (dyn AsyncRead + Send + Unpin),
     pub block_bytes: u32,
     pub has_ended: bool,
+    pub buffers: Arc<BufferPool<Vec<u8>>>,
 }
 
 #[async_trait::async_trait]
@@ -57,7 +60,8 @@ impl Feed for StreamFeed<'_> {
         if self.has_ended {
             return Ok(None);
         }
-        let mut bytes = Vec::with_capacity(self.block_bytes as usize);
+        // With room for the sealed form too: the pool's buffers are all of one size then.
+        let mut bytes = self.buffers.take_empty(sealed_bytes_max(self.block_bytes as usize));
         let mut limited = (&mut *self.stream).take(u64::from(self.block_bytes));
         // Not one read more than the block holds: the buffer would grow for it.
         while bytes.len() < self.block_bytes as usize && limited.read_buf(&mut bytes).await? != 0 {}

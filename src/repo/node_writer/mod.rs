@@ -16,6 +16,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::BytesMut;
 use tokio::io::AsyncRead;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
@@ -24,8 +25,9 @@ use self::feed::{Feed, FileFeed, Job, StreamFeed};
 use super::known::{Known, Parent};
 use super::pack_writer::PackWriter;
 use super::repository::Repository;
-use super::seal::{SealType, Sealer};
+use super::seal::{SealType, Sealer, sealed_bytes_max};
 use super::{NodeTree, RepoError, layout};
+use crate::base::buffers::{BufferPool, read_exact_at};
 use crate::model::extent::{Extent, LITERAL_BYTES_MAX, Segment};
 use crate::model::ids::{BlockId, SnapshotId};
 use crate::model::manifest::{FileClass, FileContent, FileKind, Fingerprint, NodeTotals, Ownership, TreeEntry};
@@ -52,6 +54,10 @@ pub struct WriterOptions {
     pub blocks: Arc<Semaphore>,
     /// Packs being uploaded, of all nodes together.
     pub uploads: Arc<Semaphore>,
+    /// Plain and sealed blocks.
+    pub block_buffers: Arc<BufferPool<Vec<u8>>>,
+    /// Packs.
+    pub pack_buffers: Arc<BufferPool<BytesMut>>,
     /// Counted as it goes.
     pub progress: Arc<Progress>,
 }
@@ -60,11 +66,14 @@ impl WriterOptions {
     /// `level` as configured, two blocks per core and two more, and `uploads` packs under way.
     pub fn new(level: Option<i32>, uploads: usize) -> Self {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        // Each core works on one, has the next at hand, and the one being appended is nobody's.
+        let (blocks, uploads) = (cores * 2 + 2, uploads.max(1));
         Self {
             level,
-            // Each core works on one, has the next at hand, and the one being appended is nobody's.
-            blocks: Arc::new(Semaphore::new(cores * 2 + 2)),
-            uploads: Arc::new(Semaphore::new(uploads.max(1))),
+            blocks: Arc::new(Semaphore::new(blocks)),
+            uploads: Arc::new(Semaphore::new(uploads)),
+            block_buffers: Arc::new(BufferPool::new(blocks + cores)),
+            pack_buffers: Arc::new(BufferPool::new(uploads + 1)),
             progress: Arc::default(),
         }
     }
@@ -138,16 +147,8 @@ impl NodeWriter {
         };
         let sealer = repository.sealer(&cluster);
         let stored_bytes = Arc::new(AtomicU64::new(0));
-        let writer = |folder| {
-            PackWriter::new(
-                repository.clone(),
-                sealer.clone(),
-                folder,
-                node.clone(),
-                options.uploads.clone(),
-                stored_bytes.clone(),
-            )
-        };
+        let writer =
+            |folder| PackWriter::new(repository.clone(), sealer.clone(), folder, node.clone(), &options, stored_bytes.clone());
         Ok(Self {
             data: writer(layout::packs(&cluster, &node)),
             pages: writer(layout::pages(&cluster, &node)),
@@ -242,7 +243,7 @@ impl NodeWriter {
         stream: &mut (dyn AsyncRead + Send + Unpin),
     ) -> Result<u64, RepoError> {
         let mut segments = Vec::new();
-        let mut feed = StreamFeed { stream, block_bytes, has_ended: false };
+        let mut feed = StreamFeed { stream, block_bytes, has_ended: false, buffers: self.options.block_buffers.clone() };
         self.store(&meta.path, &mut feed, &mut segments).await?;
         let length = segments.iter().map(Segment::plain_bytes).sum();
         self.push_file(meta, class, block_bytes, None, segments)?;
@@ -365,12 +366,13 @@ impl NodeWriter {
     /// Reads, names, compresses and seals one block on a thread of its own.
     fn prepare(&self, path: &TreePath, job: Job) -> JoinHandle<Result<Prepared, RepoError>> {
         let (sealer, known, level, what) = (self.sealer.clone(), self.known.clone(), self.options.level, path.clone());
+        let buffers = self.options.block_buffers.clone();
         tokio::task::spawn_blocking(move || {
             let plain = match job {
                 Job::Plain(bytes) => bytes,
                 Job::Read { file, offset, length } => {
-                    let mut bytes = vec![0u8; length];
-                    file.read_exact_at(&mut bytes, offset).map_err(|error| {
+                    let mut bytes = buffers.take_empty(sealed_bytes_max(length));
+                    read_exact_at(&*file, &mut bytes, length, offset).map_err(|error| {
                         let reason = if error.kind() == std::io::ErrorKind::UnexpectedEof {
                             "it became shorter while it was read".to_owned()
                         } else {
@@ -383,8 +385,14 @@ impl NodeWriter {
             };
             let id = sealer.block_id(&plain);
             let plain_bytes = u32::try_from(plain.len()).expect("blocks are at most 8 MiB");
-            let sealed =
-                if known.block(&id).is_some() { None } else { Some(sealer.seal(SealType::Block, &id.0, &plain, level)?) };
+            let sealed = if known.block(&id).is_some() {
+                None
+            } else {
+                let mut sealed = buffers.take_empty(sealed_bytes_max(plain.len()));
+                sealer.seal_into(SealType::Block, &id.0, &plain, level, &mut sealed)?;
+                Some(sealed)
+            };
+            buffers.give(plain);
             Ok(Prepared { id, plain_bytes, sealed })
         })
     }
@@ -402,6 +410,7 @@ impl NodeWriter {
         })?;
         let extent = self.data.add(SealType::Block, prepared.id, prepared.plain_bytes, &sealed).await?;
         self.options.progress.stored_bytes.fetch_add(sealed.len() as u64, Ordering::Relaxed);
+        self.options.block_buffers.give(sealed);
         self.totals.new_bytes += u64::from(prepared.plain_bytes);
         self.known.add_block(extent.clone());
         Ok(extent)
