@@ -153,9 +153,10 @@ impl From<DriverError> for Failure {
             DriverError::Void { .. } => {
                 ("void", "nothing was published and all nodes run; run the command again when the cause is gone")
             }
-            DriverError::Broken { .. } | DriverError::Corrupt { .. } => {
-                ("broken", "see the store's own log; what was stored is reused by the next attempt")
-            }
+            DriverError::Broken { .. } | DriverError::Corrupt { .. } => (
+                "broken",
+                "see what is wrong with the files or the store that it names (a server's own log says more); what was stored is reused by the next attempt",
+            ),
             DriverError::DeadlineExceeded { .. } => ("deadline", "see whether the store hangs, then run the command again"),
         };
         Self::new(code, error.to_string()).hint(hint)
@@ -186,7 +187,7 @@ impl From<SnapshotError> for Failure {
                     NodeErrorKind::Denied => ("denied", "give the user the right that is named; `tintype doctor` prints the whole ACL line"),
                     NodeErrorKind::Refused => ("refused", "mend what it names and run the command again; nothing was paused"),
                     NodeErrorKind::Void => ("void", "nothing was published and all stores run; run the command again when the cause is gone"),
-                    NodeErrorKind::Broken => ("broken", "see the store's own log; what was stored is reused by the next attempt"),
+                    NodeErrorKind::Broken => ("broken", "see what is wrong with the files or the store that it names (a server's own log says more); what was stored is reused by the next attempt"),
                     NodeErrorKind::Repository => ("repository", "see `tintype doctor`; what was stored is reused by the next attempt"),
                 };
                 Self::new(code, message).hint(hint)

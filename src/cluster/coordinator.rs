@@ -346,13 +346,13 @@ impl Coordinator {
                     member.receipt = Some(*receipt);
                 }
                 Answer::Failed(error) => {
-                    tracing::error!(node = %member.name, error = %error.message, "the node was not stored");
                     member.status = NodeStatus::Failed;
                     member.reason = Some(error.message.clone());
                     // A repository that is away fails all of them; without consent to gaps one failure ends the run.
                     if !self.options.partial || error.kind == NodeErrorKind::Repository {
                         return Err(SnapshotError::Node { node: member.name.clone(), error });
                     }
+                    tracing::warn!(node = %member.name, error = %error.message, "the node was not stored; the others go on");
                 }
                 Answer::Done | Answer::Described(_) | Answer::Thawed(_) => {}
             }

@@ -112,13 +112,17 @@ impl IntentGuard {
 impl Repository {
     /// Intents of a cluster, dead ones included.
     pub async fn intents(&self, cluster: &ClusterName) -> Result<Vec<Intent>, RepoError> {
+        self.read_intents(cluster).await?.into_iter().collect()
+    }
+
+    /// Each intent, or why it cannot be read.
+    async fn read_intents(&self, cluster: &ClusterName) -> Result<Vec<Result<Intent, RepoError>>, RepoError> {
         let mut intents = Vec::new();
         for object in list_all(self.store().as_ref(), &layout::intents(cluster)).await? {
             match self.get_sealed::<Intent>(&object.key, SealType::Intent, cluster.as_str()).await {
-                Ok((intent, ..)) => intents.push(intent),
                 // Removed since the listing.
                 Err(RepoError::Object(ObjectError::NotFound { .. })) => {}
-                Err(error) => return Err(error),
+                read => intents.push(read.map(|(intent, ..)| intent)),
             }
         }
         Ok(intents)
@@ -136,8 +140,20 @@ impl Repository {
         let mut intent = own(uuid, parent, Timestamp(clock.wall_us()));
         self.put_sealed(&key, SealType::Intent, cluster.as_str(), &intent, PutMode::Create).await?;
         // Written before the others are read: of two that start at once, at least one sees the other.
-        let others = self.intents(cluster).await?;
-        for other in others.iter().filter(|other| other.uuid != uuid) {
+        for other in self.read_intents(cluster).await? {
+            let other = match other {
+                Ok(other) if other.uuid == uuid => continue,
+                Ok(other) => other,
+                // Nobody can say what it claims, and backups must go on.
+                Err(error @ (RepoError::Corrupt { .. } | RepoError::TooNew { .. })) => {
+                    tracing::warn!(%error, "the intent of another writer cannot be read and is passed over");
+                    continue;
+                }
+                Err(error) => {
+                    self.store().delete(&key).await?;
+                    return Err(error);
+                }
+            };
             if other.is_alive(Timestamp(clock.wall_us())) {
                 self.store().delete(&key).await?;
                 return Err(RepoError::Conflict {

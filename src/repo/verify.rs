@@ -12,12 +12,12 @@ use super::reader::table_place;
 use super::repository::Repository;
 use super::seal::SealType;
 use super::{ListedSnapshot, NodeTree, RepoError, SharedTable, SnapshotSource, layout};
-use crate::model::extent::{Extent, Segment};
+use crate::model::extent::{Extent, PackRef, Segment};
 use crate::model::ids::{BlockId, SnapshotId};
 use crate::model::manifest::{ClusterManifest, NodeStatus};
 use crate::model::names::{ClusterName, NodeName};
 use crate::model::time::Timestamp;
-use crate::object::{ObjectError, PutMode, list_all};
+use crate::object::{ObjectEntry, ObjectError, PutMode, list_all};
 
 /// Blocks of one ranged read; the reader splits what is not adjacent.
 const BATCH: usize = 8;
@@ -80,6 +80,9 @@ impl VerifyReport {
     }
 }
 
+/// A pack that is there: its node, its folder, and what the store says of it.
+type PresentPack = (NodeName, String, ObjectEntry);
+
 /// Damage is a finding; anything else (a store that is away) ends the verification.
 fn finding(report: &mut VerifyReport, error: RepoError) -> Result<(), RepoError> {
     match error {
@@ -122,18 +125,23 @@ impl Repository {
         };
         self.verify_chain(snapshot, &manifest, &mut report).await?;
         let mut blocks: HashMap<BlockId, Extent> = HashMap::new();
+        let mut pages: HashSet<Arc<PackRef>> = HashSet::new();
         let mut any_tree: Option<NodeTree> = None;
         for record in manifest.nodes.iter().filter(|record| record.status == NodeStatus::Completed) {
             match self.open_node(&manifest, &record.name).await {
                 Ok(tree) => {
-                    self.verify_tree(&tree, &mut blocks, &mut report).await?;
+                    self.verify_tree(&tree, &mut blocks, &mut pages, &mut report).await?;
                     any_tree = Some(tree);
                 }
                 Err(error) => finding(&mut report, error)?,
             }
         }
         report.blocks = blocks.len() as u64;
-        self.verify_packs(&snapshot.cluster, depth, &blocks, &mut report).await?;
+        let present = self.verify_packs(&snapshot.cluster, &blocks, &mut report).await?;
+        if depth >= VerifyDepth::Hashed {
+            self.verify_directories(&snapshot.cluster, present, &mut report).await?;
+            self.verify_directories(&snapshot.cluster, self.page_packs(&snapshot.cluster, &pages).await?, &mut report).await?;
+        }
         if let (VerifyDepth::Hashed, Some(tree)) = (depth, any_tree) {
             self.verify_blocks(&tree, blocks, &mut report, on_bytes).await?;
         }
@@ -167,11 +175,13 @@ impl Repository {
         &self,
         tree: &NodeTree,
         blocks: &mut HashMap<BlockId, Extent>,
+        pages: &mut HashSet<Arc<PackRef>>,
         report: &mut VerifyReport,
     ) -> Result<(), RepoError> {
         let cluster = &tree.manifest.cluster;
         let (mut files, mut bytes) = (0, 0);
         for reference in &tree.manifest.tree {
+            pages.insert(reference.page.pack.clone());
             let page = match self.tree_page(cluster, reference).await {
                 Ok(page) => page,
                 Err(error) => {
@@ -181,6 +191,7 @@ impl Repository {
             };
             let shared =
                 page.table.as_ref().map(|table| Arc::new(SharedTable { page: table.clone(), first: reference.first.clone() }));
+            pages.extend(page.table.as_ref().map(|table| table.pack.clone()));
             let shared_records = match &shared {
                 None => Vec::new(),
                 Some(shared) => match self.table_page(cluster, &table_place(&shared.first, None), &shared.page).await {
@@ -197,6 +208,7 @@ impl Repository {
                 bytes += content.size_bytes;
                 let mut size = 0;
                 for slice in &content.tables {
+                    pages.extend(slice.page.as_ref().map(|page| page.pack.clone()));
                     let own;
                     let records = match &slice.page {
                         None => &shared_records,
@@ -236,13 +248,13 @@ impl Repository {
         Ok(())
     }
 
+    /// Packs of blocks are there and long enough; returns those that are there.
     async fn verify_packs(
         &self,
         cluster: &ClusterName,
-        depth: VerifyDepth,
         blocks: &HashMap<BlockId, Extent>,
         report: &mut VerifyReport,
-    ) -> Result<(), RepoError> {
+    ) -> Result<Vec<PresentPack>, RepoError> {
         let mut ends: HashMap<String, (&NodeName, u64)> = HashMap::new();
         for extent in blocks.values() {
             let (_, end) = ends.entry(Self::block_key(cluster, extent)).or_insert((&extent.pack.node, 0));
@@ -259,17 +271,42 @@ impl Repository {
             match sizes.remove(&key) {
                 None => report.problem(key, "the pack is missing"),
                 Some(object) if object.size_bytes < end => report.problem(key, "the pack was cut short"),
-                Some(object) => present.push((node, object)),
+                Some(object) => present.push((node.clone(), layout::packs(cluster, node), object)),
             }
         }
-        if depth < VerifyDepth::Hashed {
-            return Ok(());
+        Ok(present)
+    }
+
+    /// The packs of pages that are there: those that are not were told when their pages were read.
+    async fn page_packs(&self, cluster: &ClusterName, pages: &HashSet<Arc<PackRef>>) -> Result<Vec<PresentPack>, RepoError> {
+        let nodes: BTreeSet<_> = pages.iter().map(|pack| &pack.node).collect();
+        let mut present = Vec::new();
+        for node in nodes {
+            let folder = layout::pages(cluster, node);
+            let keys: HashSet<_> = pages
+                .iter()
+                .filter(|pack| pack.node == *node)
+                .map(|pack| format!("{folder}{}", layout::pack_name(pack.pack)))
+                .collect();
+            let listed = list_all(self.store().as_ref(), &folder).await?;
+            let wanted = listed.into_iter().filter(|object| keys.contains(&object.key));
+            present.extend(wanted.map(|object| (node.clone(), folder.clone(), object)));
         }
-        // No file needs a pack's directory, but reuse of its blocks after an interrupted upload does.
-        let mut reads = futures::stream::iter(present.into_iter().map(|(node, object)| async move {
-            let folder = layout::packs(cluster, node);
-            self.pack_items(cluster, node, &folder, &object).await
-        }))
+        Ok(present)
+    }
+
+    /// No file needs a pack's directory, but reuse of its content after an interrupted upload does.
+    async fn verify_directories(
+        &self,
+        cluster: &ClusterName,
+        packs: Vec<PresentPack>,
+        report: &mut VerifyReport,
+    ) -> Result<(), RepoError> {
+        let mut reads = futures::stream::iter(
+            packs
+                .into_iter()
+                .map(|(node, folder, object)| async move { self.pack_items(cluster, &node, &folder, &object).await }),
+        )
         .buffer_unordered(READS);
         while let Some(read) = reads.next().await {
             if let Err(error) = read {
