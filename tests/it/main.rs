@@ -12,4 +12,5 @@ mod reader;
 mod readme;
 mod redis_driver;
 mod restore;
+mod restore_kill;
 mod support;

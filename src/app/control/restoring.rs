@@ -18,7 +18,7 @@ use crate::cluster::restore::RestoreOutcome;
 use crate::driver::NodeSite;
 use crate::model::names::{ClusterName, NodeName};
 use crate::model::restore_plan::RestoreRequest;
-use crate::node::{PlaceProgress, StateDirectory};
+use crate::node::{PlaceProgress, RecoveredTo, RestoreRecord, StateDirectory};
 use crate::repo::{ListedSnapshot, RepoError, Repository, SnapshotSource};
 
 fn failure(error: anyhow::Error) -> Failure {
@@ -201,10 +201,16 @@ fn state(session: &Session) -> Result<StateDirectory, Failure> {
 /// Finishes or undoes what an interrupted restore left, and says so.
 async fn tell_recovered(session: &Session, state: &StateDirectory) -> Result<(), Failure> {
     for recovered in restore::recover_interrupted(state).await.map_err(failure)? {
-        session.output.note(&format!(
-            "an interrupted restore of {}/{} was found: {:?} data is in place",
-            recovered.record.cluster, recovered.record.node, recovered.outcome
-        ));
+        let now = match recovered.outcome {
+            RecoveredTo::Old => "the data from before it is in place; start its store where it does not run",
+            RecoveredTo::RolledBack => "its rollback was finished; start its store where it does not run",
+            RecoveredTo::Unchecked => {
+                "the restored data is in place, and was not checked; a rollback puts back what was there before"
+            }
+            RecoveredTo::Settled => "what it had set aside is deleted",
+        };
+        let RestoreRecord { cluster, node, .. } = &recovered.record;
+        session.output.note(&format!("an interrupted restore of {cluster}/{node} was found: {now}"));
     }
     Ok(())
 }
