@@ -9,6 +9,7 @@ mod kill;
 mod mount;
 mod object_store;
 mod reader;
+mod reader_s3;
 mod readme;
 mod redis_driver;
 mod restore;
