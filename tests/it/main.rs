@@ -14,4 +14,5 @@ mod readme;
 mod redis_driver;
 mod restore;
 mod restore_kill;
+mod restore_owner;
 mod support;
