@@ -16,3 +16,4 @@ mod restore;
 mod restore_kill;
 mod restore_owner;
 mod support;
+mod user_mount;
