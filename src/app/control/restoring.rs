@@ -16,7 +16,9 @@ use super::restore::{self, Change, NodeChange, RestoreTarget};
 use crate::agent::restore::RestoreStep;
 use crate::cluster::restore::RestoreOutcome;
 use crate::driver::NodeSite;
+use crate::model::manifest::NodeStatus;
 use crate::model::names::{ClusterName, NodeName};
+use crate::model::restore_pairs::why_missing;
 use crate::model::restore_plan::RestoreRequest;
 use crate::node::{PlaceProgress, RecoveredTo, RestoreRecord, StateDirectory};
 use crate::repo::{ListedSnapshot, RepoError, Repository, SnapshotSource};
@@ -148,6 +150,10 @@ async fn place(
     let nodes: Vec<NodeName> =
         if wanted.is_empty() { manifest.nodes.iter().map(|node| node.name.clone()).collect() } else { wanted.to_vec() };
     for node in &nodes {
+        if manifest.node(node).is_some_and(|record| record.status != NodeStatus::Completed) {
+            let (reason, next) = why_missing(&manifest, node);
+            return Err(Failure::new("not_found", format!("{node}: {reason}")).hint(next));
+        }
         open_node(&repository, &manifest, node).await?;
     }
     // One node's files go right into the directory, those of several each into a directory of its own, as in the tree.
