@@ -9,7 +9,7 @@ pub mod manifest;
 pub mod names;
 pub mod restore_facts;
 mod restore_fit;
-mod restore_pairs;
+pub mod restore_pairs;
 pub mod restore_plan;
 mod restore_text;
 pub mod snapshot_name;

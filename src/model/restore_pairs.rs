@@ -5,6 +5,21 @@ use super::names::NodeName;
 use super::restore_facts::{RestoreRequest, SourceFacts, TargetFacts};
 use super::restore_plan::{RefusalCode, Refusals};
 
+/// Why a node of a snapshot cannot be restored from it, and what to do instead.
+pub fn why_missing(snapshot: &ClusterManifest, name: &NodeName) -> (String, String) {
+    let mut reason = format!("it was not stored in {}/{}", snapshot.cluster, snapshot.date);
+    if let Some(why) = snapshot.node(name).and_then(|node| node.reason.as_ref()) {
+        reason.push_str(&format!(": {why}"));
+    }
+    let stored = snapshot.nodes.iter().filter(|node| node.status == NodeStatus::Completed);
+    let stored: Vec<_> = stored.map(|node| format!("--node {}", node.name)).collect();
+    let other = format!("choose another snapshot, see `tintype list {}`", snapshot.cluster);
+    match stored.as_slice() {
+        [] => (reason, other),
+        stored => (reason, format!("{other}, or restore what this one holds with {}", stored.join(" "))),
+    }
+}
+
 /// Which stored node goes where: as the operator says, by name, by slots, or one to one.
 pub(super) fn pairs<'a>(
     snapshot: &ClusterManifest,
@@ -28,8 +43,8 @@ pub(super) fn pairs<'a>(
                 refusals.add(RefusalCode::MissingInSnapshot, name, format!("{shown} has no such node"), next);
             }
             Some(source) if source.status != NodeStatus::Completed => {
-                let next = "choose another snapshot, see `tintype status`, or restore the other nodes with --node";
-                refusals.add(RefusalCode::MissingInSnapshot, name, format!("it was not stored in {shown}"), next);
+                let (reason, next) = why_missing(snapshot, name);
+                refusals.add(RefusalCode::MissingInSnapshot, name, reason, next);
             }
             Some(source) => wanted.push(source),
         }

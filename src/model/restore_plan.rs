@@ -257,7 +257,8 @@ fn plan_node(
         return None;
     };
     if let Some(fault) = &directory.fault {
-        let next = format!("run as root or as the owner of {}", directory.path.display());
+        let above = directory.resolved.parent().unwrap_or(&directory.resolved);
+        let next = format!("run as root, or as the owner of {} and let us write {}", directory.path.display(), above.display());
         refusals.add(RefusalCode::ForeignDirectory, name, format!("{}: {fault}", directory.path.display()), next);
     }
     if let Some(fault) = &target.server_fault {

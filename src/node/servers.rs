@@ -1,5 +1,6 @@
 //! Stopping and starting a node's store: by its supervisor's commands or its own protocol, and believed only when seen.
 
+use std::convert::Infallible;
 use std::io::{Read, Seek};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -39,7 +40,7 @@ pub struct ServerLimits {
     pub stall: Duration,
     /// For a cluster to be well again: twice the usual cluster-node-timeout, and the time to agree.
     pub cluster: Duration,
-    /// Writes are held back for so long between the save and the stop, at most.
+    /// Between the save and the stop writes are held back, and go again so long after we died. Renewed five times as often.
     pub pause: Duration,
 }
 
@@ -52,7 +53,7 @@ impl Default for ServerLimits {
             answer: seconds(60),
             stall: seconds(120),
             cluster: seconds(60),
-            pause: seconds(3600),
+            pause: seconds(10),
         }
     }
 }
@@ -74,16 +75,13 @@ impl Server {
         if self.stop.is_empty() {
             // Append-only files are written and fsynced by any SHUTDOWN.
             self.control.shut_down(save && !has_append_only).await?;
+            self.wait_gone(before.pid).await?;
         } else {
-            if save {
-                self.save().await?;
-            }
-            if let Err(error) = run(&self.node, "stop command", &self.stop, self.limits.command).await {
-                self.resume().await;
-                return Err(error);
+            tokio::select! {
+                stopped = self.stop_by_command(before.pid, save) => stopped?,
+                never = self.keep_holding(), if save => match never {},
             }
         }
-        self.wait_gone(before.pid).await?;
         if self.stop.is_empty() {
             // Nobody told a supervisor, so one that restarts is given the time to show itself.
             let until = Instant::now() + RESTART_LIMIT;
@@ -93,6 +91,28 @@ impl Server {
             }
         }
         Ok(())
+    }
+
+    async fn stop_by_command(&self, pid: u32, save: bool) -> Result<(), RestoreError> {
+        if save {
+            self.save().await?;
+        }
+        if let Err(error) = run(&self.node, "stop command", &self.stop, self.limits.command).await {
+            self.resume().await;
+            return Err(error);
+        }
+        self.wait_gone(pid).await
+    }
+
+    /// Holds writes back for as long as it is polled, and little longer.
+    async fn keep_holding(&self) -> Infallible {
+        loop {
+            tokio::time::sleep(self.limits.pause / 5).await;
+            // It saves, or is ending: both let no write in.
+            if let Err(error) = self.control.hold(self.limits.pause).await {
+                tracing::debug!(node = %self.node, %error, "the write pause was not renewed");
+            }
+        }
     }
 
     /// Makes sure that whoever runs works in `directory` as it is now, and not in one that was set aside under it: a

@@ -16,8 +16,8 @@ use tintype::model::manifest::{
 };
 use tintype::model::names::{ClusterName, NodeName, TreePath};
 use tintype::model::time::Timestamp;
-use tintype::object::Capabilities;
 use tintype::object::local::LocalStore;
+use tintype::object::{Capabilities, ObjectStore};
 use tintype::repo::{EntryMeta, ListedSnapshot, NodeWriter, Publication, Repository, Secret, SnapshotSource, WriterOptions};
 
 pub const NOW: i64 = 1_795_000_000_000_000;
@@ -57,9 +57,12 @@ pub fn key_file(bytes: &[u8]) -> Secret {
 }
 
 pub async fn create(directory: &Path, secret: Option<&Secret>) -> Arc<Repository> {
+    create_in(Arc::new(LocalStore::create(directory).expect("a directory")), secret).await
+}
+
+pub async fn create_in(store: Arc<dyn ObjectStore>, secret: Option<&Secret>) -> Arc<Repository> {
     let capabilities =
         Capabilities { refuses_second_create: true, refuses_stale_replace: true, checks_uploads: true, serves_ranges: true };
-    let store = Arc::new(LocalStore::create(directory).expect("a directory"));
     Arc::new(Repository::init(store, secret, capabilities, NOW).await.expect("inits"))
 }
 
@@ -148,12 +151,17 @@ pub fn python() -> PathBuf {
     made
 }
 
-/// Runs the reader.
-pub fn run(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Output {
+/// The reader, not started yet.
+pub fn command(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/read_repository.py");
     let mut command = Command::new(python());
     command.arg("-B").arg(script).args(arguments).env_remove("TINTYPE_PASSWORD_FILE");
-    command.output().expect("Python runs: see scripts/install-needs")
+    command
+}
+
+/// Runs the reader.
+pub fn run(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Output {
+    command(arguments).output().expect("Python runs: see scripts/install-needs")
 }
 
 /// Runs the reader, which must do well, and returns what it printed.
@@ -189,7 +197,7 @@ pub fn walk(root: &Path) -> Tree {
 }
 
 /// What a tree looks like once extracted: the same bytes are a file like any other.
-fn extracted(tree: &Tree) -> Tree {
+pub fn extracted(tree: &Tree) -> Tree {
     let resolve = |stored: &Stored| match stored {
         Stored::Same(other) => tree[&path(other)].clone(),
         other => other.clone(),
@@ -198,7 +206,7 @@ fn extracted(tree: &Tree) -> Tree {
 }
 
 /// Says which paths differ instead of printing megabytes.
-fn assert_same(seed: u64, left: &Tree, right: &Tree) {
+pub fn assert_same(seed: u64, left: &Tree, right: &Tree) {
     let left_only: Vec<_> = left.keys().filter(|path| !right.contains_key(path)).collect();
     let right_only: Vec<_> = right.keys().filter(|path| !left.contains_key(path)).collect();
     assert!(left_only.is_empty() && right_only.is_empty(), "seed {seed}: only in one: {left_only:?} {right_only:?}");

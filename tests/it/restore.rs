@@ -1,20 +1,16 @@
 //! Restores into real servers on this host: what is loaded is what was stored, and every failure leaves the old data.
 
 use std::collections::BTreeMap;
-use std::net::TcpListener;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use tempfile::TempDir;
 use tintype::agent::restore::RestoreStep;
 use tintype::app::control::restore::{self, Change, PreparedRestore, RestoreTarget};
 use tintype::base::SystemClock;
 use tintype::cluster::restore::{RestoreOutcome, RestoreReport};
 use tintype::driver::NodeSite;
-use tintype::driver::redis::RedisOptions;
 use tintype::model::extent::SEQUENTIAL_BLOCK_BYTES;
 use tintype::model::ids::SnapshotId;
 use tintype::model::manifest::{
@@ -23,150 +19,16 @@ use tintype::model::manifest::{
 use tintype::model::names::{ClusterName, NodeName, TreePath};
 use tintype::model::restore_plan::{RefusalCode, RestoreRequest};
 use tintype::model::time::Timestamp;
-use tintype::node::{RecoveredTo, StateDirectory};
+use tintype::node::RecoveredTo;
 use tintype::object::Capabilities;
 use tintype::object::memory::MemoryStore;
 use tintype::repo::{EntryMeta, ListedSnapshot, NodeWriter, Publication, Repository, WriterOptions};
 
-use crate::support::redis::{PATIENCE, redis_70};
+use crate::support::redis::redis_70;
+use crate::support::store::Store;
 
 /// Long ago, so that whatever a test's server holds is newer.
 const CUT: i64 = 1_700_000_000_000_000;
-
-/// A server on a data directory of its own, started and stopped by commands as a supervisor's would be.
-struct Store {
-    root: TempDir,
-    port: u16,
-    data: PathBuf,
-}
-
-impl Store {
-    fn new(settings: &str) -> Self {
-        Self::with_data(settings, |root| {
-            let data = root.join("data");
-            std::fs::create_dir(&data).expect("makes");
-            data
-        })
-    }
-
-    fn with_data(settings: &str, make: impl FnOnce(&Path) -> PathBuf) -> Self {
-        let root = tempfile::Builder::new().prefix("tintype-restore-").tempdir().expect("a directory");
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port();
-        let data = make(root.path());
-        let text = |name: &str| root.path().join(name).display().to_string();
-        let configuration = format!(
-            "port {port}\nbind 127.0.0.1\ndaemonize yes\npidfile {}\nlogfile {}\ndir {}\ncluster-port {}\n{settings}\n",
-            text("pid"),
-            text("log"),
-            data.display(),
-            // Only used with cluster-enabled.
-            if port > 32768 { port - 10000 } else { port + 10000 },
-        );
-        std::fs::write(root.path().join("redis.conf"), configuration).expect("writes");
-        let script = |name: &str, lines: &str| {
-            let path = root.path().join(name);
-            std::fs::write(&path, format!("#!/bin/sh\n{lines}\n")).expect("writes");
-            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).expect("permits");
-        };
-        script("start", &format!("exec {} {}", redis_70().display(), text("redis.conf")));
-        script("stop", &format!("kill $(cat {})", text("pid")));
-        Self { root, port, data }
-    }
-
-    fn start(&self) -> &Self {
-        assert!(Command::new(self.root.path().join("start")).status().expect("runs").success());
-        self.wait();
-        self
-    }
-
-    fn wait(&self) {
-        let until = Instant::now() + PATIENCE;
-        while self.try_connection().is_none_or(|mut connection| redis::cmd("PING").query::<String>(&mut connection).is_err()) {
-            assert!(
-                Instant::now() < until,
-                "no answer: {}",
-                std::fs::read_to_string(self.root.path().join("log")).unwrap_or_default()
-            );
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    fn try_connection(&self) -> Option<redis::Connection> {
-        redis::Client::open(format!("redis://127.0.0.1:{}", self.port))
-            .ok()?
-            .get_connection_with_timeout(Duration::from_secs(2))
-            .ok()
-    }
-
-    fn command(&self, words: &[&str]) -> redis::Value {
-        let mut command = redis::cmd(words[0]);
-        words[1..].iter().for_each(|word| {
-            command.arg(*word);
-        });
-        command.query(&mut self.try_connection().expect("connects")).unwrap_or_else(|error| panic!("{words:?}: {error}"))
-    }
-
-    fn get(&self, key: &str) -> Option<String> {
-        redis::cmd("GET").arg(key).query(&mut self.try_connection().expect("connects")).expect("answers")
-    }
-
-    fn keys(&self) -> u64 {
-        redis::cmd("DBSIZE").query(&mut self.try_connection().expect("connects")).expect("answers")
-    }
-
-    fn site(&self) -> NodeSite {
-        let command = |name: &str| vec![self.root.path().join(name).display().to_string()];
-        NodeSite { data_directory: Some(self.data.clone()), stop: command("stop"), start: command("start") }
-    }
-
-    fn target(&self) -> RestoreTarget {
-        let node = NodeName::new("node-1").expect("legal");
-        RestoreTarget {
-            node: node.clone(),
-            site: self.site(),
-            server: Some(RedisOptions::new(node, format!("redis://127.0.0.1:{}", self.port))),
-        }
-    }
-
-    fn state(&self) -> StateDirectory {
-        StateDirectory::open(&self.root.path().join("state")).expect("opens")
-    }
-
-    /// Everything beside the data directory, or inside a mountpoint, that a restore made.
-    fn kept(&self) -> Vec<String> {
-        let real = self.data.canonicalize().expect("is there");
-        let names = |path: &Path| {
-            std::fs::read_dir(path)
-                .expect("lists")
-                .map(|entry| entry.expect("lists").file_name().to_string_lossy().into_owned())
-                .collect::<Vec<_>>()
-        };
-        let mut all = names(&real);
-        all.extend(names(real.parent().expect("has one")));
-        all.retain(|name| {
-            name.contains("tintype-") && name.starts_with('.') || name.contains(".before-") || name.starts_with(".before-")
-        });
-        all
-    }
-}
-
-impl Drop for Store {
-    fn drop(&mut self) {
-        // By the server's own word: the file with its process id may be older than the server.
-        if let Some(mut connection) = self.try_connection() {
-            let _ = redis::cmd("SHUTDOWN").arg("NOSAVE").query::<()>(&mut connection);
-        }
-        // Where a test made the data directory a mountpoint, it is one until here.
-        let _ = Command::new("umount").args(["--lazy", "--quiet"]).arg(&self.data).output();
-        // A server that is ending still writes and removes files; the directory goes when it is gone.
-        let until = std::time::Instant::now() + std::time::Duration::from_secs(5);
-        while std::fs::remove_dir_all(self.root.path()).is_err_and(|error| error.kind() != std::io::ErrorKind::NotFound)
-            && std::time::Instant::now() < until
-        {
-            std::thread::yield_now();
-        }
-    }
-}
 
 struct Mount(PathBuf);
 

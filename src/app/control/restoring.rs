@@ -16,9 +16,11 @@ use super::restore::{self, Change, NodeChange, RestoreTarget};
 use crate::agent::restore::RestoreStep;
 use crate::cluster::restore::RestoreOutcome;
 use crate::driver::NodeSite;
+use crate::model::manifest::NodeStatus;
 use crate::model::names::{ClusterName, NodeName};
+use crate::model::restore_pairs::why_missing;
 use crate::model::restore_plan::RestoreRequest;
-use crate::node::{PlaceProgress, StateDirectory};
+use crate::node::{PlaceProgress, RecoveredTo, RestoreRecord, StateDirectory};
 use crate::repo::{ListedSnapshot, RepoError, Repository, SnapshotSource};
 
 fn failure(error: anyhow::Error) -> Failure {
@@ -148,6 +150,10 @@ async fn place(
     let nodes: Vec<NodeName> =
         if wanted.is_empty() { manifest.nodes.iter().map(|node| node.name.clone()).collect() } else { wanted.to_vec() };
     for node in &nodes {
+        if manifest.node(node).is_some_and(|record| record.status != NodeStatus::Completed) {
+            let (reason, next) = why_missing(&manifest, node);
+            return Err(Failure::new("not_found", format!("{node}: {reason}")).hint(next));
+        }
         open_node(&repository, &manifest, node).await?;
     }
     // One node's files go right into the directory, those of several each into a directory of its own, as in the tree.
@@ -201,10 +207,16 @@ fn state(session: &Session) -> Result<StateDirectory, Failure> {
 /// Finishes or undoes what an interrupted restore left, and says so.
 async fn tell_recovered(session: &Session, state: &StateDirectory) -> Result<(), Failure> {
     for recovered in restore::recover_interrupted(state).await.map_err(failure)? {
-        session.output.note(&format!(
-            "an interrupted restore of {}/{} was found: {:?} data is in place",
-            recovered.record.cluster, recovered.record.node, recovered.outcome
-        ));
+        let now = match recovered.outcome {
+            RecoveredTo::Old => "the data from before it is in place; start its store where it does not run",
+            RecoveredTo::RolledBack => "its rollback was finished; start its store where it does not run",
+            RecoveredTo::Unchecked => {
+                "the restored data is in place, and was not checked; a rollback puts back what was there before"
+            }
+            RecoveredTo::Settled => "what it had set aside is deleted",
+        };
+        let RestoreRecord { cluster, node, .. } = &recovered.record;
+        session.output.note(&format!("an interrupted restore of {cluster}/{node} was found: {now}"));
     }
     Ok(())
 }

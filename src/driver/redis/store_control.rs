@@ -117,9 +117,11 @@ impl StoreControl for RedisControl {
 
     async fn save(&self, pause: Duration) -> Result<(), DriverError> {
         let mut control = Control::open(&self.options).await?;
-        control.ask(&["CLIENT", "PAUSE", &pause.as_millis().to_string(), "WRITE"]).await?;
+        let pause = pause.as_millis().to_string();
+        let hold = ["CLIENT", "PAUSE", &pause, "WRITE"];
+        control.ask(&hold).await?;
         let broken = |reason: &str| DriverError::Broken { node: self.options.node.to_string(), reason: reason.to_owned() };
-        let until = tokio::time::Instant::now() + pause / 2;
+        let until = tokio::time::Instant::now() + SAVE_LIMIT / 2;
         let mut fields = control.info(&["persistence"]).await?;
         // SAVE is refused while a child saves.
         while fields.flag("rdb_bgsave_in_progress") && tokio::time::Instant::now() < until {
@@ -139,8 +141,17 @@ impl StoreControl for RedisControl {
                 Some(_) => Err(broken("it could not write its append-only file")),
             };
         }
-        let answer = control.ask_all(&[&["SAVE"]], SAVE_LIMIT.min(pause)).await?.remove(0);
-        answer.map(|_| ()).map_err(|error| control.fault("SAVE", &error))
+        // The pause may pass while it saves: sent together, nobody's write comes between the two.
+        let mut answers = control.ask_all(&[&["SAVE"], &hold], SAVE_LIMIT).await?.into_iter();
+        for (what, answer) in ["SAVE", "CLIENT PAUSE"].into_iter().zip(&mut answers) {
+            answer.map_err(|error| control.fault(what, &error))?;
+        }
+        Ok(())
+    }
+
+    async fn hold(&self, pause: Duration) -> Result<(), DriverError> {
+        let pause = pause.as_millis().to_string();
+        Control::open(&self.options).await?.ask(&["CLIENT", "PAUSE", &pause, "WRITE"]).await.map(|_| ())
     }
 
     async fn resume(&self) -> Result<(), DriverError> {

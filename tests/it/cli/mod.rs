@@ -12,6 +12,7 @@ mod files;
 mod gate;
 mod mount;
 mod names;
+mod partial;
 mod redis;
 mod repository;
 mod store;

@@ -30,11 +30,22 @@ impl Workplace {
         self.directory.path().join(name)
     }
 
+    /// Writes the configuration that its user's commands find.
+    pub fn configure(&self, text: &str) {
+        let path = self.path(".config/tintype/tintype.toml");
+        std::fs::create_dir_all(path.parent().expect("it has one")).expect("a directory");
+        std::fs::write(&path, format!("state_directory = {:?}\n{text}", self.path("state"))).expect("a configuration");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("a mode");
+    }
+
     /// Gives everything to a user, and lets that user in.
     pub fn give_to(&self, user: u32) {
         std::fs::set_permissions(self.directory.path(), std::fs::Permissions::from_mode(0o700)).expect("a mode");
-        for path in [self.directory.path(), &self.path("key")] {
-            std::os::unix::fs::chown(path, Some(user), Some(user)).expect("this test runs as root");
+        let configuration = [".config", ".config/tintype", ".config/tintype/tintype.toml"].map(|name| self.path(name));
+        for path in [self.directory.path().to_owned(), self.path("key")].into_iter().chain(configuration) {
+            if path.exists() {
+                std::os::unix::fs::chown(path, Some(user), Some(user)).expect("this test runs as root");
+            }
         }
     }
 

@@ -6,3 +6,4 @@ pub mod effort;
 pub mod mount;
 pub mod redis;
 pub mod s3;
+pub mod store;

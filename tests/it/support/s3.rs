@@ -20,8 +20,8 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-const ACCESS_KEY: &str = "test-access";
-const SECRET_KEY: &str = "test-secret";
+pub const ACCESS_KEY: &str = "test-access";
+pub const SECRET_KEY: &str = "test-secret";
 
 /// A running server; ended, by its process id, when dropped.
 pub struct S3Server {
@@ -140,7 +140,8 @@ impl Drop for S3Server {
 }
 
 fn tool(name: &str) -> PathBuf {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools").join(name);
+    let own = || Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools");
+    let path = std::env::var_os("TINTYPE_TOOLS").map_or_else(own, PathBuf::from).join(name);
     assert!(path.exists(), "{} is not there: run scripts/install-needs", path.display());
     path
 }
