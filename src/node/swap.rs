@@ -158,6 +158,14 @@ pub fn recover(state: &StateDirectory, steps: &Steps) -> Result<Vec<Recovered>, 
         let outcome = match record.step {
             Step::Checked | Step::RolledBack => continue,
             Step::Swapped => RecoveredTo::Unchecked,
+            // A supervisor may have started the store on what is in place: it must not be taken from under it.
+            Step::Swapping if is_in_place(&record)? => {
+                if record.swap == SwapKind::Rename {
+                    forward(&record, steps)?;
+                }
+                note(state, &mut record, Step::Swapped, steps)?;
+                RecoveredTo::Unchecked
+            }
             Step::Staging | Step::Staged | Step::Swapping => {
                 swap_back(state, &mut record, steps)?;
                 settle(state, &mut record, steps)?;
@@ -175,6 +183,17 @@ pub fn recover(state: &StateDirectory, steps: &Steps) -> Result<Vec<Recovered>, 
         recovered.push(Recovered { record, outcome });
     }
     Ok(recovered)
+}
+
+/// Whether an interrupted [`swap`] had come so far that a store would find the restored data, all of it.
+fn is_in_place(record: &RestoreRecord) -> Result<bool, RestoreError> {
+    Ok(match record.swap {
+        SwapKind::Rename => record.new.is_some() && inode(&record.directory)? == record.new,
+        SwapKind::Entries => {
+            let has_entered = |name| exists(&record.directory, name) && !exists(&record.fresh, name);
+            record.leaving.iter().all(|name| exists(&record.before, name)) && record.entering.iter().all(has_entered)
+        }
+    })
 }
 
 /// Writes the record with a new step.
