@@ -189,7 +189,7 @@ impl LocalRestore {
     /// Stops the server, saving into the directory that is set aside where the plan says so.
     pub async fn stop(&self, plan: &NodePlan) -> Result<(), RestoreError> {
         let Some(server) = &self.server else { return Ok(()) };
-        match server.control.look().await? {
+        match server.running(&plan.directory).await? {
             None => Ok(()),
             Some(now) => {
                 let before = plan
@@ -323,7 +323,7 @@ impl LocalRestore {
         let _lock = self.state.lock(&found.directory)?;
         let mut was_stopped = false;
         if let Some(server) = &self.server
-            && let Some(now) = server.control.look().await?
+            && let Some(now) = server.running(&found.directory).await?
         {
             if self.site.start.is_empty() {
                 return Err(RestoreError::refused(

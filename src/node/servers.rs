@@ -136,6 +136,20 @@ impl Server {
         Err(RestoreError::Command { node: self.node.clone(), what: "stop".to_owned(), reason })
     }
 
+    /// The server, loaded; `None` where none runs. One that was started a moment ago works in its directory before it answers,
+    /// and must not be taken for none: the directory would be exchanged under it.
+    pub async fn running(&self, directory: &Path) -> Result<Option<ServerFacts>, RestoreError> {
+        let until = Instant::now() + NOBODY_LIMIT;
+        loop {
+            match self.control.look().await? {
+                Some(facts) if facts.is_loading => return self.wait_loaded(directory).await.map(Some),
+                Some(facts) => return Ok(Some(facts)),
+                None if is_deserted(directory) || Instant::now() >= until => return Ok(None),
+                None => tokio::time::sleep(POLL).await,
+            }
+        }
+    }
+
     async fn save(&self) -> Result<(), RestoreError> {
         let saved = self.control.save(self.limits.pause).await;
         if saved.is_err() {
