@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::{Mutex, PoisonError};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
 /// What direct input and output want their memory to begin and end at.
 pub const PAGE_BYTES: usize = 4096;
@@ -55,6 +55,91 @@ pub fn page_aligned(bytes: usize) -> BytesMut {
     let lead = buffer.as_ptr().align_offset(PAGE_BYTES);
     buffer.resize(lead, 0);
     buffer.split_off(lead)
+}
+
+/// Loans below this are ordinary memory.
+const LOAN_BYTES_MIN: usize = 64 * 1024;
+/// Loans come in sizes of powers of two, this many of them: 64 KiB to 16 MiB. Room that is not used is never touched.
+const LOAN_SIZES: usize = 9;
+/// Bytes kept of each size while nobody uses them.
+const LOAN_KEPT_BYTES: usize = 8 * 1024 * 1024;
+
+static LOANS: Mutex<[Vec<Vec<u8>>; LOAN_SIZES]> = Mutex::new([const { Vec::new() }; LOAN_SIZES]);
+
+/// Memory for a block or a range, which serves the next one when the last reader lets go of it.
+///
+/// Its first content is whatever was there: who borrows fills all of it.
+#[derive(Debug)]
+pub struct Loan {
+    buffer: Vec<u8>,
+    length: usize,
+}
+
+fn size_of_loan(bytes: usize) -> Option<usize> {
+    let size = bytes.max(LOAN_BYTES_MIN).next_power_of_two().ilog2() - LOAN_BYTES_MIN.ilog2();
+    (bytes >= LOAN_BYTES_MIN && (size as usize) < LOAN_SIZES).then_some(size as usize)
+}
+
+impl Loan {
+    /// So many bytes.
+    pub fn new(bytes: usize) -> Self {
+        let mut buffer = match size_of_loan(bytes) {
+            None => Vec::new(),
+            Some(size) => {
+                let kept = LOANS.lock().unwrap_or_else(PoisonError::into_inner)[size].pop();
+                kept.unwrap_or_else(|| Vec::with_capacity(LOAN_BYTES_MIN << size))
+            }
+        };
+        if buffer.len() < bytes {
+            buffer.resize(bytes, 0);
+        }
+        Self { buffer, length: bytes }
+    }
+
+    /// The same bytes, to be shared.
+    pub fn freeze(self) -> Bytes {
+        Bytes::from_owner(self)
+    }
+}
+
+impl AsRef<[u8]> for Loan {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer[..self.length]
+    }
+}
+
+impl AsMut<[u8]> for Loan {
+    fn as_mut(&mut self) -> &mut [u8] {
+        &mut self.buffer[..self.length]
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        let Some(size) = size_of_loan(self.length) else { return };
+        let mut loans = LOANS.lock().unwrap_or_else(PoisonError::into_inner);
+        if loans[size].len() < (LOAN_KEPT_BYTES / (LOAN_BYTES_MIN << size)).max(1) {
+            loans[size].push(std::mem::take(&mut self.buffer));
+        }
+    }
+}
+
+/// Fills `bytes` from the file at `offset`; `UnexpectedEof` when it ends before.
+pub fn fill_from(file: impl AsFd, bytes: &mut [u8], mut offset: u64) -> io::Result<()> {
+    let mut at = 0;
+    // One pread as a rule: only a signal or the kernel's limit of 2 GiB per call makes it more.
+    while at < bytes.len() {
+        match rustix::io::pread(&file, &mut bytes[at..], offset) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => {
+                at += read;
+                offset += read as u64;
+            }
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Appends exactly `length` bytes of the file at `offset`; `UnexpectedEof` when it ends before. The room is not zeroed first.
@@ -107,6 +192,24 @@ mod tests {
             buffer.clear();
             assert_eq!(buffer.as_ptr(), place);
         }
+    }
+
+    #[test]
+    fn a_loan_is_lent_again_with_its_own_length() {
+        // A size that no other test of this process borrows.
+        let length = (8 << 20) + 5;
+        let mut loan = Loan::new(length);
+        loan.as_mut().fill(7);
+        let place = loan.as_ref().as_ptr();
+        let shared = loan.freeze();
+        let part = shared.slice(3..9);
+        drop(shared);
+        assert_eq!(&part[..], &[7; 6]);
+        assert_ne!(Loan::new(length).as_ref().as_ptr(), place, "a part of it is still read");
+        drop(part);
+        let again = Loan::new(length - 1);
+        assert_eq!(again.as_ref().len(), length - 1);
+        assert_eq!(Loan::new(100).as_ref(), [0; 100]);
     }
 
     #[test]

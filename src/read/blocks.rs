@@ -4,7 +4,7 @@
 //! taking it away from the others who wait for the same block.
 //!
 //! **Invariants.** A block is fetched at most once at a time. The bytes of all fetches together stay within
-//! [`ReadOptions::in_flight_bytes`], those of read-ahead within half of that. Every fetch ends at the deadline, and a
+//! [`ReadOptions::in_flight_bytes`], those of read-ahead within three quarters of that. Every fetch ends at the deadline, and a
 //! failure is told to those who waited and then forgotten: it is never cached.
 
 use std::collections::HashMap;
@@ -23,7 +23,7 @@ use crate::repo::{NodeTree, RepoError, SnapshotSource};
 
 /// Most plain bytes asked of the source in one call: large enough to hide the first byte's latency, small enough that
 /// a reader of the first block does not wait long for the last.
-const FETCH_BYTES: u64 = 8 * 1024 * 1024;
+const FETCH_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Permits are counted in these, because a semaphore's numbers are 32 bits wide.
 const PERMIT_BYTES: u64 = 1024;
@@ -65,7 +65,7 @@ impl BlockReader {
     pub fn new(source: Arc<dyn SnapshotSource>, cache: Arc<dyn BlockCache>, options: ReadOptions, runtime: Handle) -> Arc<Self> {
         let all = permits(options.in_flight_bytes);
         // What is read ahead passes through the cache: more than a part of it would drive itself out.
-        let ahead = permits((options.in_flight_bytes / 2).min(cache.limit_bytes() / 2));
+        let ahead = permits((options.in_flight_bytes / 4 * 3).min(cache.limit_bytes() / 2));
         Arc::new(Self {
             source,
             cache,

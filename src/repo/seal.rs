@@ -12,6 +12,7 @@ use bytes::Bytes;
 use zeroize::Zeroizing;
 
 use super::RepoError;
+use crate::base::buffers::Loan;
 use crate::model::ids::{BlockId, DataKeyId, RepositoryId};
 
 /// Largest plain length of a manifest, mark, intent or run: what a reader allocates at most.
@@ -300,22 +301,22 @@ impl Sealer {
                 if cipher.len() > plain_max + 1 {
                     return Err(OpenError::Malformed("it is longer than its kind allows"));
                 }
-                let mut body = vec![0u8; cipher.len()];
+                let mut body = Loan::new(cipher.len());
                 self.data_key(DataKeyId(*id))
                     .open_separate_gather(
                         Nonce::assume_unique_for_key(*nonce),
                         Aad::from(additional_data),
                         cipher,
                         tag,
-                        &mut body,
+                        body.as_mut(),
                     )
                     .map_err(|_| OpenError::NotAuthentic)?;
-                if body.first() == Some(&BODY_RAW) {
+                if body.as_ref().first() == Some(&BODY_RAW) {
                     // The body itself becomes the result: no second copy of what was stored raw.
-                    check_length(body.len() - 1, plain_max, plain_exact)?;
-                    return Ok(Bytes::from(body).slice(1..));
+                    check_length(cipher.len() - 1, plain_max, plain_exact)?;
+                    return Ok(body.freeze().slice(1..));
                 }
-                open_body(&body, plain_max, plain_exact)
+                open_body(body.as_ref(), plain_max, plain_exact)
             }
             other => Err(OpenError::UnknownForm(other)),
         }
@@ -380,15 +381,16 @@ fn open_body(body: &[u8], plain_max: usize, plain_exact: Option<usize>) -> Resul
             let stated =
                 stated.and_then(|bytes| usize::try_from(bytes).ok()).ok_or(OpenError::Malformed("its length is not stated"))?;
             check_length(stated, plain_max, plain_exact)?;
-            let plain = DECOMPRESSOR.with_borrow_mut(|slot| {
+            let mut plain = Loan::new(stated);
+            let written = DECOMPRESSOR.with_borrow_mut(|slot| {
                 if slot.is_none() {
                     *slot = zstd::bulk::Decompressor::new().ok();
                 }
-                slot.as_mut()?.decompress(rest, stated).ok()
+                slot.as_mut()?.decompress_to_buffer(rest, plain.as_mut()).ok()
             });
-            let plain = plain.ok_or(OpenError::Malformed("it does not decompress"))?;
-            check_length(plain.len(), plain_max, Some(stated))?;
-            Ok(Bytes::from(plain))
+            let written = written.ok_or(OpenError::Malformed("it does not decompress"))?;
+            check_length(written, plain_max, Some(stated))?;
+            Ok(plain.freeze())
         }
         _ => Err(OpenError::Malformed("its body has an unknown form")),
     }

@@ -14,6 +14,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
+use bytes::Bytes;
 use rustix::fs::{
     AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, RenameFlags, fsync, linkat, mkdirat, openat, renameat,
     renameat_with, statat, unlinkat,
@@ -21,7 +22,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::direct;
-use crate::base::buffers::read_exact_at;
+use crate::base::buffers::{Loan, fill_from};
 
 /// What is known of an entry without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,7 +75,7 @@ pub(super) trait Disk: Send + Sync + Debug {
     /// Removes a file.
     fn remove(&self, path: &str) -> io::Result<()>;
     /// The file, or exactly `range` of it; `UnexpectedEof` when it ends before the range does.
-    fn read(&self, path: &str, range: Option<Range<u64>>) -> io::Result<Vec<u8>>;
+    fn read(&self, path: &str, range: Option<Range<u64>>) -> io::Result<Bytes>;
     /// Of the entry itself, not of what it may link to.
     fn status(&self, path: &str) -> io::Result<FileStatus>;
     /// In no particular order.
@@ -199,7 +200,7 @@ impl Disk for HostDisk {
         Ok(unlinkat(&folder, name, AtFlags::empty())?)
     }
 
-    fn read(&self, path: &str, range: Option<Range<u64>>) -> io::Result<Vec<u8>> {
+    fn read(&self, path: &str, range: Option<Range<u64>>) -> io::Result<Bytes> {
         let (folder, name) = self.open_parent(path)?;
         // NONBLOCK: opening a FIFO that somebody put there must not wait for its other end.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -263,11 +264,11 @@ impl Disk for HostDisk {
     }
 }
 
-fn read_exactly(file: &OwnedFd, range: Range<u64>) -> io::Result<Vec<u8>> {
+fn read_exactly(file: &OwnedFd, range: Range<u64>) -> io::Result<Bytes> {
     let length = usize::try_from(range.end - range.start).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
-    let mut bytes = Vec::new();
-    read_exact_at(file, &mut bytes, length, range.start)?;
-    Ok(bytes)
+    let mut bytes = Loan::new(length);
+    fill_from(file, bytes.as_mut(), range.start)?;
+    Ok(bytes.freeze())
 }
 
 fn status_of(status: &rustix::fs::Stat) -> FileStatus {

@@ -253,7 +253,7 @@ impl ObjectStore for LocalStore {
         }
         let owned = key.to_owned();
         self.run(key, move |shared| match shared.disk.read(&owned, range.clone()) {
-            Ok(bytes) => Ok(Bytes::from(bytes)),
+            Ok(bytes) => Ok(bytes),
             Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
                 let range = range.unwrap_or(0..0);
                 Err(ObjectError::ShortRange { key: owned, start: range.start, end: range.end })

@@ -266,12 +266,12 @@ impl Disk for SimulatedDisk {
         state.change(path, |entries, name| entries.remove(name).map(|_| ()).ok_or_else(|| errno(libc::ENOENT)))
     }
 
-    fn read(&self, path: &str, range: Option<Range<u64>>) -> Result<Vec<u8>> {
+    fn read(&self, path: &str, range: Option<Range<u64>>) -> Result<Bytes> {
         let state = self.state();
         let Some(Node::File { bytes, .. }) = state.nodes.get(&state.find(path)?) else { return Err(errno(libc::EISDIR)) };
         let range = range.unwrap_or(0..bytes.len() as u64);
         let range = range.start as usize..range.end as usize;
-        bytes.get(range).map(<[u8]>::to_vec).ok_or_else(|| ErrorKind::UnexpectedEof.into())
+        bytes.get(range).map(Bytes::copy_from_slice).ok_or_else(|| ErrorKind::UnexpectedEof.into())
     }
 
     fn status(&self, path: &str) -> Result<FileStatus> {

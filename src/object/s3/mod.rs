@@ -25,6 +25,7 @@ use tokio::sync::OnceCell;
 use super::keys::{check_folder, check_key, check_limit, check_prefix, check_range, invalid};
 use super::{Capabilities, ObjectEntry, ObjectError, ObjectPage, ObjectStore, ObjectVersion, PutMode, PutReceipt};
 use crate::base::RetryPolicy;
+use crate::base::buffers::Loan;
 use crate::base::retry::random_fraction;
 use errors::Failure;
 pub use options::{S3Options, ServerEncryption};
@@ -36,9 +37,8 @@ mod options;
 #[cfg(test)]
 mod tests;
 
-/// Room made for a whole object before its bytes are there: no object of ours is larger than a pack and its directory.
-/// Larger ones grow as they come.
-const LARGEST_ROOM_BYTES: u64 = 64 * 1024 * 1024;
+/// The most that is read at once, and room is made for before the bytes are there: twice the largest manifest.
+const LARGEST_BODY_BYTES: u64 = 128 * 1024 * 1024;
 
 /// A prefix of a bucket.
 #[derive(Debug)]
@@ -196,23 +196,26 @@ fn parsed_range(text: &str) -> Option<(u64, u64)> {
 
 async fn read_body(key: &str, mut body: ByteStream, wanted: u64) -> Result<Bytes, ObjectError> {
     let unavailable = |reason: String| ObjectError::Unavailable { key: key.to_owned(), reason };
-    let mut bytes: Vec<u8> = Vec::new();
-    let room = usize::try_from(wanted.min(LARGEST_ROOM_BYTES)).unwrap_or(usize::MAX);
-    bytes.try_reserve_exact(room).map_err(|_| unavailable(format!("no memory for {wanted} bytes")))?;
+    if wanted > LARGEST_BODY_BYTES {
+        return Err(invalid(key, format!("the object has {wanted} bytes, more than any that is read at once")));
+    }
+    let mut bytes = Loan::new(wanted as usize);
+    let mut filled = 0;
     while let Some(part) = body.next().await {
         let part = part.map_err(|error| {
             let reason = aws_sdk_s3::error::DisplayErrorContext(&error).to_string();
-            unavailable(format!("the body broke off after {} of {wanted} bytes: {reason}", bytes.len()))
+            unavailable(format!("the body broke off after {filled} of {wanted} bytes: {reason}"))
         })?;
-        if bytes.len() as u64 + part.len() as u64 > wanted {
+        let Some(room) = bytes.as_mut().get_mut(filled..filled + part.len()) else {
             return Err(invalid(key, format!("the store delivers more than the {wanted} bytes that it announced")));
-        }
-        bytes.extend_from_slice(&part);
+        };
+        room.copy_from_slice(&part);
+        filled += part.len();
     }
-    if (bytes.len() as u64) < wanted {
-        return Err(unavailable(format!("the body ended after {} of {wanted} bytes", bytes.len())));
+    if (filled as u64) < wanted {
+        return Err(unavailable(format!("the body ended after {filled} of {wanted} bytes")));
     }
-    Ok(Bytes::from(bytes))
+    Ok(bytes.freeze())
 }
 
 fn sha256(body: &[u8]) -> String {
