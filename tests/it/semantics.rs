@@ -1,11 +1,13 @@
 //! Every system call on the tree, through the kernel: what the section Semantics of README says of it, line by line.
 
+use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::fs::{
@@ -14,11 +16,11 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, Result};
 
-use crate::support::mount::{Served, numbered, sample_tree, serve_tree};
+use crate::support::mount::{Served, numbered, sample_tree, serve_tree, within};
 
 /// A served tree, the paths that calls are tried on, and a directory of an ordinary file system.
 struct Place {
-    _served: Served,
+    served: Served,
     node: PathBuf,
     file: PathBuf,
     directory: PathBuf,
@@ -40,7 +42,7 @@ impl Place {
         let at = |name: &str| node.join(name);
         let other = tempfile::tempdir().expect("a directory");
         let (file, directory, link, new) = (at("dump.rdb"), at("hollow"), at("link"), at("new"));
-        Self { file, directory, link, new, node, other, _served: served }
+        Self { file, directory, link, new, node, other, served }
     }
 
     fn open(&self) -> File {
@@ -54,7 +56,7 @@ impl Place {
     }
 }
 
-fn open(path: &std::path::Path, flags: OFlags) -> Result<OwnedFd> {
+fn open(path: &Path, flags: OFlags) -> Result<OwnedFd> {
     rustix::fs::open(path, flags, Mode::RUSR)
 }
 
@@ -155,7 +157,12 @@ const REFUSED: &[Call] = &[
         Mapping::new(&at.open(), libc::PROT_READ | libc::PROT_EXEC, libc::MAP_PRIVATE).map(drop)
     }),
     ("access X_OK of a file", Errno::ACCESS, |at| rustix::fs::access(&at.file, Access::EXEC_OK)),
-    ("getxattr", Errno::OPNOTSUPP, |at| rustix::fs::getxattr(&at.file, "user.x", &mut [0u8; 9]).map(drop)),
+    ("getxattr of another name", Errno::NODATA, |at| rustix::fs::getxattr(&at.file, "user.x", &mut [0u8; 9]).map(drop)),
+    ("getxattr of an ACL", Errno::NODATA, |at| {
+        rustix::fs::getxattr(&at.file, "system.posix_acl_access", &mut [0u8; 9]).map(drop)
+    }),
+    ("getxattr without room", Errno::RANGE, |at| rustix::fs::getxattr(&at.file, "user.tintype.content", &mut [0u8; 9]).map(drop)),
+    ("listxattr without room", Errno::RANGE, |at| rustix::fs::listxattr(&at.file, &mut [0u8; 9]).map(drop)),
     ("ioctl FS_IOC_GETFLAGS", Errno::NOTTY, |at| rustix::fs::ioctl_getflags(at.open()).map(drop)),
     ("copy_file_range from it", Errno::XDEV, |at| rustix::fs::copy_file_range(at.open(), None, at.plain(), None, 10).map(drop)),
     ("lseek SEEK_DATA behind the end", Errno::NXIO, |at| rustix::fs::seek(at.open(), SeekFrom::Data(3_000_000)).map(drop)),
@@ -330,6 +337,57 @@ fn ioctl_of_a_file_knows_what_the_kernel_knows_by_itself() {
     if let Ok(output) = output {
         assert!(!output.status.success(), "there are no flags");
     }
+}
+
+fn extended(path: &Path) -> BTreeMap<String, String> {
+    let mut list = vec![0; rustix::fs::listxattr_query(path).expect("says how long")];
+    assert_eq!(rustix::fs::listxattr(path, &mut list[..]).expect("lists"), list.len());
+    let names = list.split(|byte| *byte == 0).filter(|name| !name.is_empty()).map(|name| String::from_utf8_lossy(name));
+    let value = |name: &str| {
+        let mut value = vec![0; rustix::fs::getxattr_query(path, name).expect("says how long")];
+        assert_eq!(rustix::fs::getxattr(path, name, &mut value[..]).expect("is there"), value.len());
+        String::from_utf8(value).expect("is text")
+    };
+    names.map(|name| (name.to_string(), value(&name))).collect()
+}
+
+#[test]
+fn extended_attributes_tell_how_a_file_is_stored() {
+    let place = Place::new();
+    let of_file = extended(&place.file);
+    let names = ["block_bytes", "blocks", "class", "content"].map(|name| format!("user.tintype.{name}"));
+    assert!(of_file.keys().eq(&names), "{of_file:?}");
+    assert_eq!((&*of_file[&names[0]], &*of_file[&names[1]]), ("1048576", "3"));
+    assert!(["immutable", "append_only", "rewritten"].contains(&&*of_file[&names[2]]), "{of_file:?}");
+    let id = &of_file[&names[3]];
+    assert!(id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit()), "{id}");
+    assert_eq!(extended(&place.node.join("empty"))["user.tintype.blocks"], "0");
+
+    let snapshot = place.node.parent().expect("has one");
+    let of_snapshot = extended(snapshot);
+    let text = fs::read_to_string(snapshot.join(".snapshot.json")).expect("readable");
+    let manifest: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(manifest["uuid"], of_snapshot["user.tintype.uuid"]);
+    assert_eq!(manifest["cut"]["consistent"], of_snapshot["user.tintype.consistent"]);
+    assert_eq!(of_snapshot.len(), 2);
+
+    let above = snapshot.parent().and_then(Path::parent).expect("has one");
+    for path in [above, &above.join("prod"), &place.node, &place.directory, &snapshot.join(".snapshot.json")] {
+        assert!(extended(path).is_empty(), "{}", path.display());
+    }
+}
+
+#[test]
+fn extended_attributes_of_what_was_listed_come_from_memory_while_the_source_hangs() {
+    let place = Place::new();
+    assert_eq!(fs::read_dir(&place.node).expect("can be listed").count(), 5);
+    let before = extended(&place.file);
+    place.served.source.hang();
+    within(Duration::from_secs(1), "getxattr", || {
+        assert_eq!(extended(&place.file), before);
+        assert_eq!(rustix::fs::getxattr(&place.file, "security.capability", &mut [0u8; 9]), Err(Errno::NODATA));
+    });
+    place.served.source.resume();
 }
 
 #[test]
