@@ -1,10 +1,10 @@
 //! Every system call on the tree, through the kernel: what the section Semantics of README says of it, line by line.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::c_void;
 use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -16,7 +16,9 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, Result};
 
-use crate::support::mount::{Served, numbered, sample_tree, serve_tree, within};
+use tintype::read::fixture::{FakeEntry, FakeSource};
+
+use crate::support::mount::{DATE, Served, numbered, sample_tree, serve_tree, serve_with, succeed, within};
 
 /// A served tree, the paths that calls are tried on, and a directory of an ordinary file system.
 struct Place {
@@ -322,7 +324,7 @@ fn access_agrees_with_the_modes_and_nothing_can_be_executed() {
         rustix::fs::access(path, Access::READ_OK | Access::EXISTS).expect("root reads");
     }
     rustix::fs::access(&place.directory, Access::EXEC_OK).expect("can be passed through");
-    let tree = [(b"program".to_vec(), tintype::read::fixture::FakeEntry::File(b"#!/bin/sh\necho run\n".to_vec()))];
+    let tree = [(b"program".to_vec(), FakeEntry::File(b"#!/bin/sh\necho run\n".to_vec()))];
     let served = serve_tree(tree.into(), 1 << 20);
     let error = Command::new(served.node().join("program")).output().expect_err("noexec");
     assert_eq!(error.raw_os_error(), Some(libc::EACCES));
@@ -337,6 +339,33 @@ fn ioctl_of_a_file_knows_what_the_kernel_knows_by_itself() {
     if let Ok(output) = output {
         assert!(!output.status.success(), "there are no flags");
     }
+}
+
+/// Path to number, of everything below a directory.
+fn numbers(root: &Path) -> BTreeMap<PathBuf, u64> {
+    let listed = succeed(root, &["find", ".", "-printf", "%i %p\\n"]);
+    let line = |line: &str| line.split_once(' ').map(|(number, path)| (path.into(), number.parse().expect("a number")));
+    listed.lines().map(|text| line(text).expect("two words")).collect()
+}
+
+#[test]
+fn every_file_has_the_same_number_after_a_remount_and_in_any_order_of_looks() {
+    let source = FakeSource::new();
+    for (cluster, date) in [("prod", DATE), ("prod", "2026-11-21T00-00-00Z"), ("other", DATE)] {
+        source.publish(cluster, date, 1 << 20, &[("node-1", sample_tree()), ("node-2", sample_tree())]);
+    }
+    let first = serve_with(source.clone(), |_| {});
+    let before = numbers(&first.mountpoint);
+    let different: BTreeSet<_> = before.values().collect();
+    assert!(before.len() > 50 && different.len() == before.len(), "one number, one file: {before:#?}");
+    drop(first);
+
+    let again = serve_with(source, |options| options.owner = Some((1, 1)));
+    for (path, number) in before.iter().rev() {
+        let found = fs::symlink_metadata(again.path(path.to_str().expect("is text"))).expect("is there").ino();
+        assert_eq!(found, *number, "{}", path.display());
+    }
+    assert_eq!(numbers(&again.mountpoint), before);
 }
 
 fn extended(path: &Path) -> BTreeMap<String, String> {
