@@ -1,10 +1,11 @@
 //! The daemon: what `tintyped` does. So far: a mount.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Parser;
 
 use super::config::{Bytes, Span};
+use super::control::helper::parse_kernel_option;
 use super::control_args::{CommonArgs, MountArgs};
 use super::failure::{Exit, Failure};
 use super::mount::{self, MountOptions, Readiness};
@@ -31,6 +32,12 @@ pub struct DaemonArgs {
     /// No call on the tree takes longer [default: 30s]
     #[arg(long, value_name = "DURATION")]
     pub deadline: Option<Span>,
+    /// What the table of mounts shows as the source
+    #[arg(long, hide = true, value_name = "NAME")]
+    pub source_name: Option<String>,
+    /// A security context for the kernel
+    #[arg(long, hide = true, value_name = "OPTION", value_parser = parse_kernel_option)]
+    pub kernel_option: Vec<String>,
     /// Leave the terminal, and write `served` or `error: …` to standard output once
     #[arg(long)]
     pub ready: bool,
@@ -45,6 +52,8 @@ pub struct MountRequest {
     owner: Option<(u32, u32)>,
     memory: Option<Bytes>,
     deadline: Option<Span>,
+    source_name: Option<String>,
+    kernel_options: Vec<String>,
 }
 
 impl MountRequest {
@@ -64,8 +73,19 @@ impl MountRequest {
             owner,
             memory: args.memory.or(config.memory),
             deadline: args.deadline.or(config.deadline),
+            source_name: args.source_name.clone(),
+            kernel_options: security_contexts(&args.kernel_option),
         })
     }
+}
+
+/// As mount(8) does it: a kernel without SELinux is not told of its contexts, which it would refuse.
+fn security_contexts(options: &[String]) -> Vec<String> {
+    if options.is_empty() || Path::new("/sys/fs/selinux/enforce").exists() {
+        return options.to_vec();
+    }
+    tracing::warn!(?options, "SELinux is not enabled here: its options are passed over");
+    Vec::new()
 }
 
 /// Serves until it is unmounted or told to stop.
@@ -81,6 +101,8 @@ pub async fn serve_mount(session: &Session, request: &MountRequest, ready: Readi
     let mut options = MountOptions::new(&request.mountpoint);
     options.allow_other = request.allow_other;
     options.owner = request.owner;
+    options.source_name.clone_from(&request.source_name);
+    options.kernel_options.clone_from(&request.kernel_options);
     if let Some(memory) = request.memory {
         options.cache_bytes = memory.0;
     }
@@ -104,6 +126,8 @@ pub async fn run(session: &Session, args: DaemonArgs) -> Result<Exit, Failure> {
         foreground: true,
         memory: args.memory,
         deadline: args.deadline,
+        source_name: args.source_name,
+        kernel_option: args.kernel_option,
     };
     let request = MountRequest::merge(session, &mount_args)?;
     let ready = if args.ready {

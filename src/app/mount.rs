@@ -50,6 +50,10 @@ pub struct MountOptions {
     pub deadline: Duration,
     /// For how long a listing is served without looking whether there are new snapshots.
     pub fresh_for: Duration,
+    /// What the kernel's table shows as the source; absent: `tintype`.
+    pub source_name: Option<String>,
+    /// Security contexts, as the kernel takes them.
+    pub kernel_options: Vec<String>,
     /// Directories that the mountpoint may be neither inside nor above: the cache's, the repository's.
     pub forbidden: Vec<PathBuf>,
     /// Threads that take the kernel's requests; absent: as many as cores, at most four.
@@ -66,6 +70,8 @@ impl MountOptions {
             cache_bytes: 256 << 20,
             deadline: Duration::from_secs(30),
             fresh_for: Duration::from_secs(2),
+            source_name: None,
+            kernel_options: Vec::new(),
             forbidden: Vec::new(),
             threads: None,
         }
@@ -260,7 +266,12 @@ async fn begin(source: Arc<dyn SnapshotSource>, options: &MountOptions) -> Resul
             ..FsOptions::default()
         };
         let fs = SnapshotFs::new(blocks, Arc::new(SystemClock::default()), fs);
-        let session = SessionOptions { allow_other: options.allow_other, threads: options.threads };
+        let session = SessionOptions {
+            allow_other: options.allow_other,
+            threads: options.threads,
+            source_name: options.source_name.clone(),
+            kernel_options: options.kernel_options.clone(),
+        };
         let system = |what| {
             let mountpoint = options.mountpoint.clone();
             move |source| MountError::System { mountpoint, what, source }

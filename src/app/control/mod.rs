@@ -8,6 +8,7 @@ mod browse;
 mod diff;
 mod doctor;
 mod export;
+pub mod helper;
 mod init;
 mod key;
 mod mounting;

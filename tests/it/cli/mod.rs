@@ -11,6 +11,7 @@ mod damage;
 mod files;
 mod gate;
 mod mount;
+mod mount_helper;
 mod names;
 mod partial;
 mod redis;
