@@ -195,7 +195,7 @@ pub struct DiffArgs {
 }
 
 /// `mount`
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct MountArgs {
     /// An empty directory
     pub mountpoint: Option<PathBuf>,

@@ -16,7 +16,9 @@ pub mod daemon;
 pub mod failure;
 pub mod local_node;
 pub mod mount;
+pub mod notify;
 pub mod output;
+pub mod renewal;
 pub mod telemetry;
 pub mod wiring;
 
@@ -105,6 +107,7 @@ fn carry_out(common: CommonArgs, work: impl AsyncFnOnce(&Session) -> Result<Exit
     };
     let result = runtime.block_on(async {
         let session = Session::begin(common)?;
+        telemetry::renew(session.config.log.as_deref())?;
         work(&session).await
     });
     // What still hangs in a system call (a dead disk, a dead store) is not waited for: the answer is known.

@@ -12,10 +12,11 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Weak, mpsc};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 
 use super::failure::Failure;
 use crate::base::SystemClock;
@@ -48,6 +49,8 @@ pub struct MountOptions {
     pub cache_bytes: u64,
     /// No call on the tree takes longer.
     pub deadline: Duration,
+    /// Deadlines that hold later on; none is longer than the first.
+    pub deadline_changes: Option<watch::Receiver<Duration>>,
     /// For how long a listing is served without looking whether there are new snapshots.
     pub fresh_for: Duration,
     /// What the kernel's table shows as the source; absent: `tintype`.
@@ -69,6 +72,7 @@ impl MountOptions {
             owner: None,
             cache_bytes: 256 << 20,
             deadline: Duration::from_secs(30),
+            deadline_changes: None,
             fresh_for: Duration::from_secs(2),
             source_name: None,
             kernel_options: Vec::new(),
@@ -266,6 +270,9 @@ async fn begin(source: Arc<dyn SnapshotSource>, options: &MountOptions) -> Resul
             ..FsOptions::default()
         };
         let fs = SnapshotFs::new(blocks, Arc::new(SystemClock::default()), fs);
+        if let Some(changes) = options.deadline_changes.clone() {
+            tokio::spawn(follow(Arc::downgrade(&fs), changes));
+        }
         let session = SessionOptions {
             allow_other: options.allow_other,
             threads: options.threads,
@@ -288,6 +295,14 @@ async fn begin(source: Arc<dyn SnapshotSource>, options: &MountOptions) -> Resul
     match began.await {
         Ok(result) => result,
         Err(error) => Err(MountError::System { mountpoint, what: "cannot be mounted on", source: io::Error::other(error) }),
+    }
+}
+
+/// Takes over each new deadline, until the tree or who changes it is gone.
+async fn follow(fs: Weak<SnapshotFs>, mut changes: watch::Receiver<Duration>) {
+    while changes.changed().await.is_ok() {
+        let Some(fs) = fs.upgrade() else { return };
+        fs.set_deadline(*changes.borrow_and_update());
     }
 }
 

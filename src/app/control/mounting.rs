@@ -87,7 +87,8 @@ fn daemon_command(session: &Session, args: &MountArgs, mountpoint: &Path) -> Res
     for _ in 0..common.verbose {
         command.arg("-v");
     }
-    command.current_dir("/");
+    // Who supervises this program has not asked for that one.
+    command.env_remove("NOTIFY_SOCKET").current_dir("/");
     Ok(command)
 }
 
