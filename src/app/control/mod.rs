@@ -17,6 +17,7 @@ mod restoring;
 mod setup;
 mod snapshot;
 mod status;
+mod updatedb;
 mod verify;
 
 /// Runs one verb.

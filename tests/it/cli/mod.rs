@@ -11,6 +11,7 @@ mod daemon;
 mod damage;
 mod files;
 mod gate;
+mod host;
 mod mount;
 mod mount_helper;
 mod names;
