@@ -84,6 +84,11 @@ impl S3Server {
         self.signal(rustix::process::Signal::STOP);
     }
 
+    /// Lets it answer again.
+    pub fn go_on(&self) {
+        self.signal(rustix::process::Signal::CONT);
+    }
+
     fn signal(&self, signal: rustix::process::Signal) {
         rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal).expect("it runs");
     }
