@@ -65,6 +65,7 @@ fn what_the_helper_cannot_do_has_the_exit_codes_of_mount() {
 /// mount(8) looks for its helpers in /sbin: here one of this test's own, that nobody else sees.
 const NAMESPACE: &str = "set -eu; cd \"$HOME\"; mkdir -p sbin; mount --bind /usr/sbin sbin\n\
     mount -t tmpfs none /usr/sbin; ln -s \"$PWD\"/sbin/* /usr/sbin/; ln -s \"$1\" /usr/sbin/mount.tintype\n\
+    ln -s \"$1\" /usr/sbin/mount.fuse.tintype\n\
     export PATH=/usr/bin:/bin:/usr/sbin:/sbin; trap 'umount -l mount 2>/dev/null || :' EXIT\n";
 
 #[test]
@@ -77,6 +78,7 @@ fn mount_and_fstab_find_the_helper() {
     let script = format!(
         "{NAMESPACE}\
          mount -t tintype -o ro,{options} repository mount; cmp data/a mount/demo/latest/data/a; umount mount\n\
+         mount -t fuse.tintype -o ro,{options} repository mount; cmp data/a mount/demo/latest/data/a; umount mount\n\
          if mount -t tintype -o rw,{options} repository mount; then exit 2; else test $? = 1; fi\n\
          if mount -t tintype -o {options} repository mount; then exit 2; else test $? = 1; fi\n\
          mount -T fstab mount; cmp data/a mount/demo/latest/data/a; mount -a -T fstab; umount mount\n\
