@@ -107,7 +107,7 @@ fn carry_out(common: CommonArgs, work: impl AsyncFnOnce(&Session) -> Result<Exit
     };
     let result = runtime.block_on(async {
         let session = Session::begin(common)?;
-        telemetry::renew(session.config.log.as_deref())?;
+        telemetry::renew(telemetry::parse(session.config.log.as_deref())?);
         work(&session).await
     });
     // What still hangs in a system call (a dead disk, a dead store) is not waited for: the answer is known.

@@ -128,8 +128,11 @@ impl Renewal {
     }
 
     async fn renew(&self, session: &Session) -> Result<(), Failure> {
-        telemetry::renew(session.config.log.as_deref())?;
+        let log = telemetry::parse(session.config.log.as_deref())?;
         let (request, longest) = (self.request.renewed(session)?, self.request.deadline());
+        // The last thing that can go wrong, so that all of it changes or nothing.
+        self.source.renew(session.repository().await?)?;
+        telemetry::renew(log);
         let restart = self.request.needs_restart(&request);
         if !restart.is_empty() {
             tracing::warn!(changed = restart.join(", "), "takes effect when the daemon is started again");
@@ -138,7 +141,6 @@ impl Renewal {
             tracing::warn!(?longest, "a longer deadline takes effect when the daemon is started again");
         }
         self.deadline.send_replace(request.deadline().min(longest));
-        self.source.renew(session.repository().await?)?;
         tracing::info!(deadline = ?request.deadline().min(longest), "the configuration was read again");
         Ok(())
     }

@@ -41,13 +41,16 @@ pub fn begin(verbose: u8, is_quiet: bool) {
     }
 }
 
-/// What the configuration says is to be logged, from now on.
-pub fn renew(log: Option<&str>) -> Result<(), Failure> {
-    let wanted = log.map(EnvFilter::try_new).transpose().map_err(|error| {
+/// What the configuration says is to be logged.
+pub fn parse(log: Option<&str>) -> Result<Option<EnvFilter>, Failure> {
+    log.map(EnvFilter::try_new).transpose().map_err(|error| {
         Failure::usage(format!("log: {error}")).hint("say error, warn, info or debug, or a list like info,tintype::repo=debug")
-    })?;
+    })
+}
+
+/// The same, from now on.
+pub fn renew(wanted: Option<EnvFilter>) {
     if let Some(filter) = FILTER.get().filter(|filter| !filter.is_said) {
         (filter.change)(wanted.unwrap_or_else(|| EnvFilter::new(filter.default)));
     }
-    Ok(())
 }

@@ -164,9 +164,10 @@ fn a_reload_takes_over_what_can_change_and_names_what_needs_a_restart() {
     let other_key = format!("key_file = {second:?}");
     reload("log = \"info\"", &other_key, "deadline = \"1s\"", &["read again", "deadline=1s"]);
     reload("log = \"info\"", &other_key, "deadline = \"1h\"\nallow_other = true", &["allow_other", "a longer deadline"]);
-    let status = reload("log = \"info\"", "key_file = \"/nonexistent\"", "", &["not renewed"]);
+    let status = reload("log = \"off\"", "key_file = \"/nonexistent\"", "", &["not renewed"]);
     assert!(status.contains("; not renewed: "), "{status}");
     reload("lag = 1", "", "", &["lag"]);
+    reload("log = \"tintype=loud\"", &other_key, "", &["log: "]);
     reload("log = \"info\"", &other_key, "deadline = \"1s\"", &[]);
     assert!(home.path("mount/demo/latest").exists());
 
