@@ -26,6 +26,8 @@ pub struct Config {
     pub clusters: BTreeMap<ClusterName, ClusterConfig>,
     /// Where running jobs and directories kept for rollback are remembered.
     pub state_directory: Option<PathBuf>,
+    /// What is logged: `error`, `warn`, `info`, `debug`, or a list like `info,tintype::repo=debug`.
+    pub log: Option<String>,
 }
 
 /// `[repository]`

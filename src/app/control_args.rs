@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::config::{Bytes, Span};
+use super::control::helper::parse_kernel_option;
 
 /// Consistent, incremental, verified snapshots of key-value store clusters in object storage.
 #[derive(Debug, Parser)]
@@ -194,7 +195,7 @@ pub struct DiffArgs {
 }
 
 /// `mount`
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct MountArgs {
     /// An empty directory
     pub mountpoint: Option<PathBuf>,
@@ -213,6 +214,12 @@ pub struct MountArgs {
     /// No call on the tree takes longer [default: 30s]
     #[arg(long, value_name = "DURATION")]
     pub deadline: Option<Span>,
+    /// What the table of mounts shows as the source
+    #[arg(long, hide = true, value_name = "NAME")]
+    pub source_name: Option<String>,
+    /// A security context for the kernel
+    #[arg(long, hide = true, value_name = "OPTION", value_parser = parse_kernel_option)]
+    pub kernel_option: Vec<String>,
 }
 
 /// `unmount`

@@ -1,14 +1,28 @@
 //! The daemon: what `tintyped` does. So far: a mount.
+//!
+//! SIGTERM and SIGINT unmount and end it; SIGHUP reads the configuration again, see [`renewal`].
+//!
+//! [`renewal`]: super::renewal
 
-use std::path::PathBuf;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 use super::config::{Bytes, Span};
+use super::control::helper::parse_kernel_option;
 use super::control_args::{CommonArgs, MountArgs};
 use super::failure::{Exit, Failure};
 use super::mount::{self, MountOptions, Readiness};
+use super::notify::Supervisor;
+use super::renewal::{Renewable, Renewal};
 use super::wiring::{Session, parse_owner};
+
+/// No call on the tree takes longer where nothing is said.
+const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Serves a repository's snapshots as a read-only tree.
 #[derive(Debug, Parser)]
@@ -31,6 +45,12 @@ pub struct DaemonArgs {
     /// No call on the tree takes longer [default: 30s]
     #[arg(long, value_name = "DURATION")]
     pub deadline: Option<Span>,
+    /// What the table of mounts shows as the source
+    #[arg(long, hide = true, value_name = "NAME")]
+    pub source_name: Option<String>,
+    /// A security context for the kernel
+    #[arg(long, hide = true, value_name = "OPTION", value_parser = parse_kernel_option)]
+    pub kernel_option: Vec<String>,
     /// Leave the terminal, and write `served` or `error: …` to standard output once
     #[arg(long)]
     pub ready: bool,
@@ -41,10 +61,13 @@ pub struct DaemonArgs {
 pub struct MountRequest {
     /// Where.
     pub mountpoint: PathBuf,
+    args: MountArgs,
     allow_other: bool,
     owner: Option<(u32, u32)>,
     memory: Option<Bytes>,
     deadline: Option<Span>,
+    source_name: Option<String>,
+    kernel_options: Vec<String>,
 }
 
 impl MountRequest {
@@ -60,12 +83,50 @@ impl MountRequest {
         Ok(Self {
             mountpoint: std::path::absolute(mountpoint)
                 .map_err(|error| Failure::usage(format!("{}: {error}", mountpoint.display())))?,
+            args: args.clone(),
             allow_other: args.allow_other || config.allow_other,
             owner,
             memory: args.memory.or(config.memory),
             deadline: args.deadline.or(config.deadline),
+            source_name: args.source_name.clone(),
+            kernel_options: security_contexts(&args.kernel_option),
         })
     }
+
+    /// The same command line over another state of the configuration.
+    pub fn renewed(&self, session: &Session) -> Result<Self, Failure> {
+        Self::merge(session, &self.args)
+    }
+
+    /// No call on the tree takes longer.
+    pub fn deadline(&self) -> Duration {
+        self.deadline.map_or(DEADLINE, |deadline| deadline.0)
+    }
+
+    /// Keys of the configuration that differ and cannot change while it is mounted.
+    pub fn needs_restart(&self, other: &Self) -> Vec<&'static str> {
+        let differs = [
+            ("mountpoint", self.mountpoint != other.mountpoint),
+            ("allow_other", self.allow_other != other.allow_other),
+            ("owner", self.owner != other.owner),
+            ("memory", self.memory != other.memory),
+        ];
+        differs.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
+    }
+
+    /// For the supervisor's list of units.
+    pub fn status(&self) -> String {
+        format!("serving {}", self.mountpoint.display())
+    }
+}
+
+/// As mount(8) does it: a kernel without SELinux is not told of its contexts, which it would refuse.
+fn security_contexts(options: &[String]) -> Vec<String> {
+    if options.is_empty() || Path::new("/sys/fs/selinux/enforce").exists() {
+        return options.to_vec();
+    }
+    tracing::warn!(?options, "SELinux is not enabled here: its options are passed over");
+    Vec::new()
 }
 
 /// Serves until it is unmounted or told to stop.
@@ -81,18 +142,55 @@ pub async fn serve_mount(session: &Session, request: &MountRequest, ready: Readi
     let mut options = MountOptions::new(&request.mountpoint);
     options.allow_other = request.allow_other;
     options.owner = request.owner;
+    options.source_name.clone_from(&request.source_name);
+    options.kernel_options.clone_from(&request.kernel_options);
     if let Some(memory) = request.memory {
         options.cache_bytes = memory.0;
     }
-    if let Some(deadline) = request.deadline {
-        options.deadline = deadline.0;
-    }
+    options.deadline = request.deadline();
     let url = session.url()?;
     if let Some(path) = url.strip_prefix("file://").or_else(|| (!url.contains("://")).then_some(url)) {
         options.forbidden.push(PathBuf::from(path));
     }
-    mount::serve(repository, options, ready, mount::stop_signal()).await?;
-    Ok(())
+    let supervisor = Supervisor::from_environment();
+    let ready = match ready {
+        Readiness::Silent => {
+            let (supervisor, status) = (supervisor.clone(), request.status());
+            Readiness::Call(Box::new(move |served| {
+                if served.is_ok() {
+                    supervisor.ready(&status);
+                }
+            }))
+        }
+        told => told,
+    };
+    let source = Renewable::new(repository);
+    let (deadline, changed) = watch::channel(options.deadline);
+    options.deadline_changes = Some(changed);
+    let renewal = Renewal { source: source.clone(), request: request.clone(), deadline, supervisor: supervisor.clone() };
+    let stopped = mount::stop_signal();
+    // A terminal that is closed ends what runs on it.
+    let is_on_terminal = std::io::stdin().is_terminal();
+    let closed = if is_on_terminal { signal(SignalKind::hangup()).ok() } else { None };
+    let renewal = (!is_on_terminal).then(|| tokio::spawn(renewal.at_every_signal(session)));
+    let stop = async move {
+        let closed = async {
+            match closed {
+                Some(mut closed) => drop(closed.recv().await),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = stopped => {}
+            () = closed => {}
+        }
+        supervisor.stopping();
+    };
+    let served = mount::serve(source, options, ready, stop).await;
+    if let Some(renewal) = renewal {
+        renewal.abort();
+    }
+    Ok(served?)
 }
 
 /// What `tintyped` was told to do.
@@ -104,6 +202,8 @@ pub async fn run(session: &Session, args: DaemonArgs) -> Result<Exit, Failure> {
         foreground: true,
         memory: args.memory,
         deadline: args.deadline,
+        source_name: args.source_name,
+        kernel_option: args.kernel_option,
     };
     let request = MountRequest::merge(session, &mount_args)?;
     let ready = if args.ready {

@@ -16,17 +16,56 @@ pub mod daemon;
 pub mod failure;
 pub mod local_node;
 pub mod mount;
+mod mount_memory;
+pub mod notify;
 pub mod output;
+pub mod renewal;
 pub mod telemetry;
 pub mod wiring;
 
+/// Exit codes of mount(8) and its helpers: called wrongly; not mounted.
+const MOUNT_USAGE: u8 = 1;
+const MOUNT_FAILED: u8 = 32;
+
 /// The whole of `tintype`.
 pub fn tintype() -> ExitCode {
+    if std::env::args_os().next().is_some_and(|name| control::helper::is_meant(&name)) {
+        return mount_helper();
+    }
     let args: ControlArgs = match parse() {
         Ok(args) => args,
         Err(code) => return code,
     };
     run(args.common.clone(), async |session| control::run(session, args.verb).await)
+}
+
+/// The same, called by mount(8), with the exit codes that it knows.
+fn mount_helper() -> ExitCode {
+    let output = Output { is_json: false, is_quiet: false };
+    let asked = match control::helper::translate(std::env::args_os().skip(1)) {
+        Ok(asked) => asked,
+        Err(failure) => {
+            output.failure(&failure);
+            return ExitCode::from(MOUNT_USAGE);
+        }
+    };
+    asked.notes.iter().for_each(|note| output.note(note));
+    let Some(command) = asked.command else { return ExitCode::SUCCESS };
+    let args = match ControlArgs::try_parse_from(command) {
+        Ok(args) => args,
+        Err(error) => {
+            output.failure(&misunderstood(&error));
+            return ExitCode::from(MOUNT_USAGE);
+        }
+    };
+    let (output, result) = carry_out(args.common.clone(), async |session| control::run(session, args.verb).await);
+    match result {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(failure) => {
+            output.failure(&failure);
+            ExitCode::from(if failure.exit == Exit::Usage { MOUNT_USAGE } else { MOUNT_FAILED })
+        }
+    }
 }
 
 /// The whole of `tintyped`.
@@ -44,28 +83,37 @@ fn parse<Args: Parser>() -> Result<Args, ExitCode> {
         if !error.use_stderr() || !std::env::args_os().any(|argument| argument == "--json") {
             error.exit();
         }
-        let text = error.to_string();
-        let what = text.split("\n\n").next().unwrap_or_default();
-        let failure = Failure::usage(what.strip_prefix("error: ").unwrap_or(what)).hint("see `tintype --help`");
-        output::end(Output { is_json: true, is_quiet: false }, Err(failure))
+        output::end(Output { is_json: true, is_quiet: false }, Err(misunderstood(&error)))
     })
+}
+
+fn misunderstood(error: &clap::Error) -> Failure {
+    let text = error.to_string();
+    let what = text.split("\n\n").next().unwrap_or_default();
+    Failure::usage(what.strip_prefix("error: ").unwrap_or(what)).hint("see `tintype --help`")
 }
 
 /// Starts logging and the runtime, runs `work`, says how it ended.
 fn run(common: CommonArgs, work: impl AsyncFnOnce(&Session) -> Result<Exit, Failure>) -> ExitCode {
+    let (output, result) = carry_out(common, work);
+    output::end(output, result)
+}
+
+fn carry_out(common: CommonArgs, work: impl AsyncFnOnce(&Session) -> Result<Exit, Failure>) -> (Output, Result<Exit, Failure>) {
     let output = Output { is_json: common.json, is_quiet: common.quiet };
     telemetry::begin(common.verbose, common.quiet);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return output::end(output, Err(Failure::new("system", format!("the runtime cannot be started: {error}")))),
+        Err(error) => return (output, Err(Failure::new("system", format!("the runtime cannot be started: {error}")))),
     };
     let result = runtime.block_on(async {
         let session = Session::begin(common)?;
+        telemetry::renew(telemetry::parse(session.config.log.as_deref())?);
         work(&session).await
     });
     // What still hangs in a system call (a dead disk, a dead store) is not waited for: the answer is known.
     runtime.shutdown_background();
-    output::end(output, result)
+    (output, result)
 }
 
 /// Prints completions for a shell.

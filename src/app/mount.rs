@@ -12,18 +12,20 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Weak, mpsc};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 
 use super::failure::Failure;
+use super::mount_memory;
 use crate::base::SystemClock;
 use crate::cache::MemoryCache;
 use crate::fs::{FsOptions, Owner, SnapshotFs};
 use crate::fuse::mounts::{MountEntry, mounted_at, take_off};
 use crate::fuse::{Session, SessionOptions};
-use crate::read::{BlockReader, ReadOptions};
+use crate::read::BlockReader;
 use crate::repo::SnapshotSource;
 
 /// How long something that could hang (a look at a mountpoint, an unmount) is waited for.
@@ -32,10 +34,6 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const BUSY_PATIENCE: Duration = Duration::from_secs(1);
 /// Between two looks at a state that nothing tells us of.
 const POLL: Duration = Duration::from_millis(20);
-/// A cache smaller than this would throw blocks away between two reads of the same one.
-const CACHE_BYTES_MIN: u64 = 32 << 20;
-/// Ahead of one reader at most: eight requests of four blocks, which keep eight connections busy.
-const AHEAD_BYTES_MAX: u64 = 32 << 20;
 
 /// What and how to serve.
 #[derive(Debug, Clone)]
@@ -50,8 +48,14 @@ pub struct MountOptions {
     pub cache_bytes: u64,
     /// No call on the tree takes longer.
     pub deadline: Duration,
+    /// Deadlines that hold later on; none is longer than the first.
+    pub deadline_changes: Option<watch::Receiver<Duration>>,
     /// For how long a listing is served without looking whether there are new snapshots.
     pub fresh_for: Duration,
+    /// What the kernel's table shows as the source; absent: `tintype`.
+    pub source_name: Option<String>,
+    /// Security contexts, as the kernel takes them.
+    pub kernel_options: Vec<String>,
     /// Directories that the mountpoint may be neither inside nor above: the cache's, the repository's.
     pub forbidden: Vec<PathBuf>,
     /// Threads that take the kernel's requests; absent: as many as cores, at most four.
@@ -67,7 +71,10 @@ impl MountOptions {
             owner: None,
             cache_bytes: 256 << 20,
             deadline: Duration::from_secs(30),
+            deadline_changes: None,
             fresh_for: Duration::from_secs(2),
+            source_name: None,
+            kernel_options: Vec::new(),
             forbidden: Vec::new(),
             threads: None,
         }
@@ -244,32 +251,15 @@ pub async fn serve(
     Ok(())
 }
 
-/// Keeps the C library's allocator to one heap. By default each busy thread may get one of its own, and what a block leaves
-/// free in one of them serves no other: a mount took twice its bound. Blocks themselves are lent and lent again.
-fn keep_one_heap() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it sets a number of the allocator under the allocator's own lock, and takes no pointer.
-    if unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) } == 0 {
-        tracing::debug!("the allocator keeps its own number of heaps");
-    }
-}
-
 async fn begin(source: Arc<dyn SnapshotSource>, options: &MountOptions) -> Result<Session, MountError> {
-    keep_one_heap();
+    mount_memory::keep_one_heap();
     let runtime = Handle::current();
     let options = options.clone();
     let mountpoint = options.mountpoint.clone();
     let began = tokio::task::spawn_blocking(move || {
         let path = prepare(&options)?;
-        // Three eighths are kept; as much may be under way, each byte of it once as stored and once as read. The rest is for
-        // listings, connections, and what the allocator wastes.
-        let bound = options.cache_bytes.max(CACHE_BYTES_MIN);
-        let cache = Arc::new(MemoryCache::new(bound / 8 * 3));
-        let read = ReadOptions {
-            in_flight_bytes: bound / 16 * 3,
-            ahead_bytes: (bound / 8).min(AHEAD_BYTES_MAX),
-            deadline: options.deadline,
-        };
+        let (cache_bytes, read) = mount_memory::divide(options.cache_bytes, options.deadline);
+        let cache = Arc::new(MemoryCache::new(cache_bytes));
         let blocks = BlockReader::new(source, cache, read, runtime);
         let own_owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         let fs = FsOptions {
@@ -280,7 +270,15 @@ async fn begin(source: Arc<dyn SnapshotSource>, options: &MountOptions) -> Resul
             ..FsOptions::default()
         };
         let fs = SnapshotFs::new(blocks, Arc::new(SystemClock::default()), fs);
-        let session = SessionOptions { allow_other: options.allow_other, threads: options.threads };
+        if let Some(changes) = options.deadline_changes.clone() {
+            tokio::spawn(follow(Arc::downgrade(&fs), changes));
+        }
+        let session = SessionOptions {
+            allow_other: options.allow_other,
+            threads: options.threads,
+            source_name: options.source_name.clone(),
+            kernel_options: options.kernel_options.clone(),
+        };
         let system = |what| {
             let mountpoint = options.mountpoint.clone();
             move |source| MountError::System { mountpoint, what, source }
@@ -297,6 +295,14 @@ async fn begin(source: Arc<dyn SnapshotSource>, options: &MountOptions) -> Resul
     match began.await {
         Ok(result) => result,
         Err(error) => Err(MountError::System { mountpoint, what: "cannot be mounted on", source: io::Error::other(error) }),
+    }
+}
+
+/// Takes over each new deadline, until the tree or who changes it is gone.
+async fn follow(fs: Weak<SnapshotFs>, mut changes: watch::Receiver<Duration>) {
+    while changes.changed().await.is_ok() {
+        let Some(fs) = fs.upgrade() else { return };
+        fs.set_deadline(*changes.borrow_and_update());
     }
 }
 

@@ -29,6 +29,9 @@ pub enum FsError {
     /// A component of more than 255 bytes, or a path too long to exist.
     #[error("name too long")]
     NameTooLong,
+    /// No extended attribute of that name.
+    #[error("no such attribute")]
+    NoAttribute,
     /// The tree is never changed.
     #[error("read-only file system")]
     ReadOnly,
@@ -63,6 +66,7 @@ impl FsError {
             Self::BadHandle => libc::EBADF,
             Self::Stale => libc::ESTALE,
             Self::NameTooLong => libc::ENAMETOOLONG,
+            Self::NoAttribute => libc::ENODATA,
             Self::ReadOnly => libc::EROFS,
             Self::TooManyOpen => libc::ENFILE,
             Self::DeadlineExceeded { .. } | Self::Read(ReadError::DeadlineExceeded { .. }) => libc::ETIMEDOUT,
@@ -105,6 +109,7 @@ mod tests {
         let limit = Duration::from_secs(1);
         let cases = [
             (FsError::NotFound, libc::ENOENT),
+            (FsError::NoAttribute, libc::ENODATA),
             (FsError::ReadOnly, libc::EROFS),
             (FsError::DeadlineExceeded { limit }, libc::ETIMEDOUT),
             (FsError::Read(ReadError::DeadlineExceeded { what: key(), limit }), libc::ETIMEDOUT),

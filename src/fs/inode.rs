@@ -1,13 +1,16 @@
 //! Inodes: what the kernel knows by number, as long as it does.
 //!
-//! A number is a hash of what the thing is (cluster, identity of the snapshot, node, path), so that it is the same after
-//! a remount. `latest` and other links are another thing once they point elsewhere, so that the kernel may keep what
-//! they point to for ever.
+//! A number is a keyed hash of what the thing is (cluster, identity of the snapshot, node, path) and of nothing else: the
+//! same after every remount, on every host, in every order of look-ups. `latest` and other links are another thing once they
+//! point elsewhere, so that the kernel may keep what they point to for ever.
 //!
-//! **Invariants.** One number, one place. An inode is in the table exactly while the kernel holds look-ups of it.
+//! **Invariants.** One number, one place: where two places that the kernel knows at the same time have one hash, the later
+//! one gets the next free number for as long as it is known. With a million files known that is less likely than one in
+//! ten million; the number is the kernel's key, so a wrong file would be worse than a number that changes.
+//! An inode is in the table exactly while the kernel holds look-ups of it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use crate::fs::attributes::Attributes;
 use crate::fs::names::Shown;
@@ -15,6 +18,15 @@ use crate::model::names::{ClusterName, NodeName, TreePath};
 
 /// The number of the root, fixed by the kernel.
 pub const ROOT: u64 = 1;
+
+/// Keeps these hashes apart from all others of the same bytes. Another key gives every file another number, which backup
+/// programs take for another file.
+const NUMBERS: &str = "tintype 2026-11 inode numbers of the mount";
+
+fn key() -> &'static [u8; 32] {
+    static KEY: OnceLock<[u8; 32]> = OnceLock::new();
+    KEY.get_or_init(|| blake3::derive_key(NUMBERS, b""))
+}
 
 /// A node of a snapshot.
 #[derive(Debug, PartialEq, Eq)]
@@ -57,11 +69,11 @@ pub enum Place {
 impl Place {
     /// The number that it has unless another place has the same hash.
     pub fn number(&self) -> u64 {
-        let mut hasher = blake3::Hasher::new();
-        // Parts end with a zero byte, which no name holds.
+        let mut hasher = blake3::Hasher::new_keyed(key());
+        // Each part behind its length, so that no two lists of parts are the same bytes.
         let mut part = |bytes: &[u8]| {
+            hasher.update(&(bytes.len() as u64).to_le_bytes());
             hasher.update(bytes);
-            hasher.update(&[0]);
         };
         match self {
             Self::Root => return ROOT,
@@ -78,14 +90,17 @@ impl Place {
             }
             Self::Snapshot(shown) => {
                 part(b"snapshot");
+                part(shown.listed.cluster.as_str().as_bytes());
                 part(shown.listed.uuid.as_bytes());
             }
             Self::Description(shown) => {
                 part(b"description");
+                part(shown.listed.cluster.as_str().as_bytes());
                 part(shown.listed.uuid.as_bytes());
             }
             Self::Captured { node, path, .. } => {
                 part(b"captured");
+                part(node.shown.listed.cluster.as_str().as_bytes());
                 part(node.shown.listed.uuid.as_bytes());
                 part(node.name.as_str().as_bytes());
                 part(path.as_bytes());
@@ -197,6 +212,11 @@ mod tests {
     fn a_number_is_the_same_after_a_remount() {
         let number = |table: &InodeTable| table.remember(cluster("prod"), attributes()).attributes.inode;
         assert_eq!(number(&InodeTable::default()), number(&InodeTable::default()));
+    }
+
+    #[test]
+    fn a_number_stays_the_same_between_versions() {
+        assert_eq!(cluster("prod").number(), 1_623_688_520_917_862_556);
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! [`SnapshotFs`] is a plain asynchronous type: [`tree`] holds the calls, [`names`] what a cluster's directory shows and
-//! finds, [`inode`] the numbers, [`catalogue`] and [`listing`] what is known of the source and how it is renewed.
+//! finds, `extended` the extended attributes, [`inode`] the numbers, [`catalogue`] and [`listing`] what is known of the source and how it is renewed.
 //!
 //! **Invariants.** Nothing is ever changed. What is inside a dated snapshot is the same at every call and after every
 //! remount. Attributes and listings of what is known never wait for the source, and no call outlives its deadline.
@@ -20,6 +20,7 @@
 pub mod attributes;
 pub mod catalogue;
 pub mod error;
+mod extended;
 pub mod handle;
 pub mod inode;
 pub mod listing;

@@ -4,6 +4,7 @@
 //! case, within the deadline. Both find the same things by the same functions.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -83,6 +84,7 @@ pub struct SnapshotFs {
     pub(super) catalogue: Arc<Catalogue>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) options: FsOptions,
+    deadline_ns: AtomicU64,
     began_ns: i64,
     inodes: InodeTable,
     pub(super) files: HandleTable<OpenFile>,
@@ -114,6 +116,7 @@ impl SnapshotFs {
             directories: HandleTable::new(options.open_max),
             maps: Mutex::new(HashMap::new()),
             walks: Walks::default(),
+            deadline_ns: AtomicU64::new(nanoseconds(options.deadline)),
             options,
         })
     }
@@ -125,7 +128,12 @@ impl SnapshotFs {
 
     /// No call takes longer.
     pub fn deadline(&self) -> Duration {
-        self.options.deadline
+        Duration::from_nanos(self.deadline_ns.load(Ordering::Relaxed))
+    }
+
+    /// Another deadline for the calls that come; never a longer one than at first, since work for them ends by that.
+    pub fn set_deadline(&self, deadline: Duration) {
+        self.deadline_ns.store(nanoseconds(deadline.min(self.options.deadline)), Ordering::Relaxed);
     }
 
     /// Inodes that the kernel knows, for `statfs` and for tests of forgetting.
@@ -143,7 +151,7 @@ impl SnapshotFs {
     }
 
     pub(super) async fn within<T>(&self, work: impl Future<Output = Result<T, FsError>>) -> Result<T, FsError> {
-        let limit = self.options.deadline;
+        let limit = self.deadline();
         tokio::time::timeout(limit, work).await.unwrap_or(Err(FsError::DeadlineExceeded { limit }))
     }
 
@@ -353,6 +361,10 @@ impl SnapshotFs {
             _ => Err(FsError::WrongKind),
         }
     }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn date_ns(shown: &Shown) -> i64 {

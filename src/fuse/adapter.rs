@@ -150,6 +150,17 @@ fn answer_data(reply: ReplyData, result: Result<bytes::Bytes, FsError>) {
     }
 }
 
+/// `size` is the caller's room; 0 asks how much is needed.
+fn answer_extended(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, FsError>) {
+    match result {
+        // Some hundred bytes at most.
+        Ok(bytes) if size == 0 => reply.size(bytes.len() as u32),
+        Ok(bytes) if bytes.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(bytes) => reply.data(&bytes),
+        Err(error) => reply.error(errno("getxattr", &error)),
+    }
+}
+
 impl Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         let wanted = [
@@ -306,6 +317,20 @@ impl Filesystem for Adapter {
         });
     }
 
+    fn getxattr(&self, _request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        contained("getxattr", || match self.fs.extended_ready(inode.0, name.as_bytes()) {
+            Some(result) => answer_extended(reply, size, result),
+            None => {
+                let name = name.as_bytes().to_vec();
+                self.spawn(move |fs| async move { answer_extended(reply, size, fs.extended(inode.0, &name).await) });
+            }
+        });
+    }
+
+    fn listxattr(&self, _request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
+        contained("listxattr", || answer_extended(reply, size, self.fs.extended_names(inode.0)));
+    }
+
     fn statfs(&self, _request: &Request, _inode: INodeNo, reply: ReplyStatfs) {
         // Nothing can be written and the source's size is not asked for: no blocks, none free.
         contained("statfs", || reply.statfs(0, 0, 0, self.fs.inode_count() as u64, 0, 4096, COMPONENT_BYTES_MAX as u32, 4096));
@@ -318,14 +343,6 @@ impl Filesystem for Adapter {
     }
 
     fn access(&self, _request: &Request, _inode: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn getxattr(&self, _request: &Request, _inode: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn listxattr(&self, _request: &Request, _inode: INodeNo, _size: u32, reply: ReplyXattr) {
         reply.error(Errno::ENOSYS);
     }
 

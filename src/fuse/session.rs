@@ -27,6 +27,10 @@ pub struct SessionOptions {
     pub allow_other: bool,
     /// Threads that take requests; absent: one per core, at most four.
     pub threads: Option<usize>,
+    /// What the kernel's table shows as the source; absent: `tintype`.
+    pub source_name: Option<String>,
+    /// Passed on to the kernel as they are.
+    pub kernel_options: Vec<String>,
 }
 
 /// A mounted tree.
@@ -43,7 +47,7 @@ impl Session {
     pub fn mount(fs: Arc<SnapshotFs>, mountpoint: &Path, options: &SessionOptions) -> io::Result<Self> {
         let mut config = Config::default();
         config.mount_options = vec![
-            MountOption::FSName("tintype".to_owned()),
+            MountOption::FSName(options.source_name.clone().unwrap_or_else(|| "tintype".to_owned())),
             // Not as `Subtype`, which reaches the kernel's table only by way of fusermount3.
             MountOption::CUSTOM("subtype=tintype".to_owned()),
             MountOption::RO,
@@ -52,6 +56,7 @@ impl Session {
             MountOption::NoExec,
             MountOption::NoAtime,
         ];
+        config.mount_options.extend(options.kernel_options.iter().cloned().map(MountOption::CUSTOM));
         if options.allow_other {
             config.acl = SessionACL::All;
             // Otherwise everybody could read everything, whatever the modes say.

@@ -15,5 +15,6 @@ mod redis_driver;
 mod restore;
 mod restore_kill;
 mod restore_owner;
+mod semantics;
 mod support;
 mod user_mount;

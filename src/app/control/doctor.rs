@@ -18,21 +18,33 @@ use crate::repo::SnapshotSource;
 struct Check {
     name: String,
     outcome: Result<String, Failure>,
+    /// What to run where it works, and could be better.
+    advice: Option<String>,
+}
+
+impl Check {
+    fn new(name: impl Into<String>, outcome: Result<String, Failure>) -> Self {
+        Self { name: name.into(), outcome, advice: None }
+    }
 }
 
 /// Checks everything that it can; exit 1 when something is wrong.
 pub async fn run(session: &Session, args: DoctorArgs) -> Result<Exit, Failure> {
-    let mut checks = vec![Check {
-        name: "configuration".to_owned(),
-        outcome: Ok(session.config_path.as_ref().map_or("none, which is fine".to_owned(), |path| path.display().to_string())),
-    }];
+    let place = session.config_path.as_ref().map_or("none, which is fine".to_owned(), |path| path.display().to_string());
+    let mut checks = vec![Check::new("configuration", Ok(place))];
     checks.extend(repository(session).await);
     checks.extend(clusters(session, &args.source).await);
     checks.push(fuse());
+    let (found, advice) = super::updatedb::look();
+    checks.push(Check { advice, ..Check::new("updatedb", Ok(found)) });
     let mut text = String::new();
     for check in &checks {
         match &check.outcome {
-            Ok(found) => text.push_str(&format!("ok    {}: {found}\n", check.name)),
+            Ok(found) => {
+                let word = if check.advice.is_some() { "note " } else { "ok   " };
+                text.push_str(&format!("{word} {}: {found}\n", check.name));
+                text.push_str(&check.advice.as_ref().map_or(String::new(), |advice| format!("      next: {advice}\n")));
+            }
             Err(failure) => {
                 text.push_str(&format!("WRONG {}: {}\n", check.name, failure.message));
                 text.push_str(&failure.hint.as_ref().map_or(String::new(), |hint| format!("      next: {hint}\n")));
@@ -42,7 +54,10 @@ pub async fn run(session: &Session, args: DoctorArgs) -> Result<Exit, Failure> {
     let value: Vec<_> = checks
         .iter()
         .map(|check| match &check.outcome {
-            Ok(found) => json!({"check": check.name, "ok": true, "message": found}),
+            Ok(found) => match &check.advice {
+                Some(advice) => json!({"check": check.name, "ok": true, "message": found, "hint": advice}),
+                None => json!({"check": check.name, "ok": true, "message": found}),
+            },
             Err(failure) => json!({"check": check.name, "ok": false, "message": failure.message, "hint": failure.hint}),
         })
         .collect();
@@ -51,7 +66,7 @@ pub async fn run(session: &Session, args: DoctorArgs) -> Result<Exit, Failure> {
 }
 
 async fn repository(session: &Session) -> Vec<Check> {
-    let check = |name: &str, outcome| Check { name: name.to_owned(), outcome };
+    let check = Check::new;
     let opened = match session.repository().await {
         Err(failure) => return vec![check("repository", Err(failure))],
         Ok(opened) => opened,
@@ -87,10 +102,10 @@ async fn clusters(session: &Session, source: &SourceArgs) -> Vec<Check> {
     let mut checks = Vec::new();
     for name in names {
         match session.nodes(&name, source, None).await {
-            Err(failure) => checks.push(Check { name: format!("cluster {name}"), outcome: Err(failure) }),
+            Err(failure) => checks.push(Check::new(format!("cluster {name}"), Err(failure))),
             Ok((_, nodes)) => {
                 for found in nodes {
-                    checks.push(Check { name: format!("node {}", found.name), outcome: node(&found, &session.clock).await });
+                    checks.push(Check::new(format!("node {}", found.name), node(&found, &session.clock).await));
                 }
             }
         }
@@ -128,5 +143,5 @@ fn fuse() -> Check {
             "apt-get install fuse3; modprobe fuse; in a container give it /dev/fuse and CAP_SYS_ADMIN (only the mount needs it)",
         )),
     };
-    Check { name: "mount".to_owned(), outcome }
+    Check::new("mount", outcome)
 }

@@ -8,6 +8,7 @@ mod browse;
 mod diff;
 mod doctor;
 mod export;
+pub mod helper;
 mod init;
 mod key;
 mod mounting;
@@ -16,6 +17,7 @@ mod restoring;
 mod setup;
 mod snapshot;
 mod status;
+mod updatedb;
 mod verify;
 
 /// Runs one verb.

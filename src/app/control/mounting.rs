@@ -78,10 +78,17 @@ fn daemon_command(session: &Session, args: &MountArgs, mountpoint: &Path) -> Res
     if let Some(deadline) = args.deadline {
         command.arg("--deadline").arg(format!("{}ms", deadline.0.as_millis()));
     }
+    if let Some(name) = &args.source_name {
+        command.arg("--source-name").arg(name);
+    }
+    for option in &args.kernel_option {
+        command.arg("--kernel-option").arg(option);
+    }
     for _ in 0..common.verbose {
         command.arg("-v");
     }
-    command.current_dir("/");
+    // Who supervises this program has not asked for that one.
+    command.env_remove("NOTIFY_SOCKET").current_dir("/");
     Ok(command)
 }
 

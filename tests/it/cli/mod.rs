@@ -7,10 +7,14 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
+mod crash;
+mod daemon;
 mod damage;
 mod files;
 mod gate;
+mod host;
 mod mount;
+mod mount_helper;
 mod names;
 mod partial;
 mod redis;

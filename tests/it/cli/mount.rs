@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 use super::{Home, Ran, files_below, run};
 
 /// A mountpoint that is taken away whatever happens.
-struct Mountpoint(PathBuf);
+pub struct Mountpoint(pub PathBuf);
 
 impl Mountpoint {
-    fn new(home: &Home, name: &str) -> Self {
+    pub fn new(home: &Home, name: &str) -> Self {
         std::fs::create_dir_all(home.path(name)).expect("a directory");
         Self(home.path(name))
     }
 
-    fn text(&self) -> String {
+    pub fn text(&self) -> String {
         self.0.display().to_string()
     }
 }
@@ -27,11 +27,11 @@ impl Drop for Mountpoint {
 }
 
 /// A look into the tree, which may not hang.
-fn look(command: &[&str]) -> Ran {
+pub fn look(command: &[&str]) -> Ran {
     run(Command::new("timeout").args(["-k", "2", "30"]).args(command).env("LC_ALL", "C"))
 }
 
-fn is_mounted(path: &Path) -> bool {
+pub fn is_mounted(path: &Path) -> bool {
     let table = std::fs::read_to_string("/proc/self/mountinfo").expect("readable");
     table.lines().any(|line| line.split(' ').nth(4) == path.to_str())
 }

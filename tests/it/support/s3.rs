@@ -79,6 +79,20 @@ impl S3Server {
         }
     }
 
+    /// Stops it from answering, as a network that hangs does; connections stay.
+    pub fn hold(&self) {
+        self.signal(rustix::process::Signal::STOP);
+    }
+
+    /// Lets it answer again.
+    pub fn go_on(&self) {
+        self.signal(rustix::process::Signal::CONT);
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal).expect("it runs");
+    }
+
     /// Ends the server at once, as a power cut would.
     pub fn kill(&mut self) {
         let _ = self.child.kill();

@@ -1,0 +1,113 @@
+//! Extended attributes: what is known of a file's storage, for people and scripts that look for it.
+//!
+//! Which names an inode has follows from what it is, so that listing them never waits. Asking for a value waits for what
+//! opening the file would wait for, and for nothing else; asking for a name that is not there never does: programs such
+//! as `ls -l` ask each file for several.
+//!
+//! What the local caches hold of a file (`user.tintype.cached_bytes`) belongs into [`FILE`] and [`of_file`] too, once there is
+//! a cache that outlives the mount.
+
+use crate::fs::error::FsError;
+use crate::fs::inode::{Inode, Place};
+use crate::fs::tree::SnapshotFs;
+use crate::model::manifest::{Consistency, FileClass, FileContent, FileKind, TreeEntry};
+
+const BLOCKS: &str = "user.tintype.blocks";
+const BLOCK_BYTES: &str = "user.tintype.block_bytes";
+const CONTENT: &str = "user.tintype.content";
+const CLASS: &str = "user.tintype.class";
+const UUID: &str = "user.tintype.uuid";
+const CONSISTENT: &str = "user.tintype.consistent";
+
+/// Of a captured file.
+const FILE: &[&str] = &[BLOCKS, BLOCK_BYTES, CONTENT, CLASS];
+/// Of a snapshot's directory.
+const SNAPSHOT: &[&str] = &[UUID, CONSISTENT];
+
+fn names(inode: &Inode) -> &'static [&'static str] {
+    match &inode.place {
+        Place::Captured { .. } if inode.attributes.kind == FileKind::File => FILE,
+        Place::Snapshot(_) => SNAPSHOT,
+        _ => &[],
+    }
+}
+
+impl SnapshotFs {
+    /// Names of the extended attributes of an inode, each with a zero byte behind it: always from memory.
+    pub fn extended_names(&self, inode: u64) -> Result<Vec<u8>, FsError> {
+        let inode = self.inode(inode)?;
+        Ok(names(&inode).iter().flat_map(|name| name.bytes().chain([0])).collect())
+    }
+
+    /// An extended attribute from memory.
+    pub fn extended_ready(&self, inode: u64, name: &[u8]) -> Option<Result<Vec<u8>, FsError>> {
+        let inode = match self.inode(inode) {
+            Ok(inode) => inode,
+            Err(error) => return Some(Err(error)),
+        };
+        let Some(name) = names(&inode).iter().find(|known| known.as_bytes() == name) else {
+            return Some(Err(FsError::NoAttribute));
+        };
+        match &inode.place {
+            Place::Snapshot(shown) if *name == UUID => Some(Ok(shown.listed.uuid.to_string().into_bytes())),
+            Place::Snapshot(shown) => Some(Ok(consistent(self.catalogue.known_snapshot(shown)?.manifest.cut.consistent))),
+            Place::Captured { node, path, .. } => {
+                let found = self.catalogue.known_entry(node, path)?;
+                Some(found.ok_or(FsError::NotFound).and_then(|placed| of_file(&placed.entry, name.as_bytes())))
+            }
+            _ => Some(Err(FsError::NoAttribute)),
+        }
+    }
+
+    /// An extended attribute; waits no longer than opening would.
+    pub async fn extended(&self, inode: u64, name: &[u8]) -> Result<Vec<u8>, FsError> {
+        if let Some(value) = self.extended_ready(inode, name) {
+            return value;
+        }
+        let inode = self.inode(inode)?;
+        self.within(async {
+            match &inode.place {
+                Place::Snapshot(shown) => Ok(consistent(self.catalogue.snapshot(shown).await?.manifest.cut.consistent)),
+                Place::Captured { node, path, .. } => of_file(&self.catalogue.entry(node, path).await?.entry, name),
+                _ => Err(FsError::NoAttribute),
+            }
+        })
+        .await
+    }
+}
+
+fn of_file(entry: &TreeEntry, name: &[u8]) -> Result<Vec<u8>, FsError> {
+    let content = entry.content.as_ref().ok_or(FsError::NoAttribute)?;
+    let value = match std::str::from_utf8(name) {
+        Ok(BLOCKS) => blocks(content).to_string(),
+        Ok(BLOCK_BYTES) => content.block_bytes.to_string(),
+        Ok(CONTENT) => content.id.to_string(),
+        Ok(CLASS) => class(content.class).to_owned(),
+        _ => return Err(FsError::NoAttribute),
+    };
+    Ok(value.into_bytes())
+}
+
+/// All but the last have the same length, so their number needs no table.
+fn blocks(content: &FileContent) -> u64 {
+    content.size_bytes.div_ceil(u64::from(content.block_bytes.max(1)))
+}
+
+/// The words of the stored format.
+fn class(class: FileClass) -> &'static str {
+    match class {
+        FileClass::Immutable => "immutable",
+        FileClass::AppendOnly => "append_only",
+        FileClass::Rewritten => "rewritten",
+    }
+}
+
+/// The words of the stored format.
+fn consistent(consistent: Consistency) -> Vec<u8> {
+    let word: &[u8] = match consistent {
+        Consistency::No => b"no",
+        Consistency::Timed => b"timed",
+        Consistency::Proved => b"proved",
+    };
+    word.to_vec()
+}
