@@ -77,8 +77,12 @@ impl Directory {
 
     /// The entry of this name.
     pub fn find(&self, name: &[u8]) -> Option<&PlacedEntry> {
-        let at = self.entries.binary_search_by(|placed| placed.entry.path.file_name().cmp(name)).ok()?;
-        self.entries.get(at)
+        self.entries.get(self.position(name)?)
+    }
+
+    /// Where the entry of this name stands.
+    pub fn position(&self, name: &[u8]) -> Option<usize> {
+        self.entries.binary_search_by(|placed| placed.entry.path.file_name().cmp(name)).ok()
     }
 }
 

@@ -27,6 +27,7 @@ pub mod names;
 mod opening;
 pub mod recent;
 pub mod tree;
+mod walks;
 
 pub use attributes::{Attributes, Owner};
 pub use error::FsError;

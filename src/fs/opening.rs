@@ -137,6 +137,7 @@ impl SnapshotFs {
                         self.map(number, &opened, self.catalogue.known_entry(node, path)??)
                     }
                 };
+                self.walked(node, path);
                 OpenContent::Stored(FileReader::new(map))
             }
             place => return Some(Err(not_a_file(place))),
@@ -170,6 +171,7 @@ impl SnapshotFs {
             Place::Captured { node, path, .. } if inode.attributes.kind == FileKind::File => {
                 let entry = self.catalogue.entry(node, path).await?;
                 let opened = self.catalogue.node(node).await?;
+                self.walked(node, path);
                 Ok(OpenContent::Stored(FileReader::new(self.map(inode.attributes.inode, &opened, entry))))
             }
             place => Err(not_a_file(place)),

@@ -16,6 +16,7 @@ use crate::fs::handle::{HandleTable, OpenDirectory, OpenFile};
 use crate::fs::inode::{Inode, InodeTable, NodeKey, Place, ROOT};
 use crate::fs::listing::ListingTimes;
 use crate::fs::names::{LATEST, Shown, SnapshotNames, may_be_prefix};
+use crate::fs::walks::Walks;
 use crate::model::manifest::{ClusterManifest, FileKind, TreeEntry};
 use crate::model::names::{COMPONENT_BYTES_MAX, ClusterName, TreePath};
 use crate::read::{BlockReader, FileMap};
@@ -88,6 +89,7 @@ pub struct SnapshotFs {
     pub(super) directories: HandleTable<OpenDirectory>,
     /// Shared by all handles of one inode, for as long as there are any.
     pub(super) maps: Mutex<HashMap<u64, Weak<FileMap>>>,
+    pub(super) walks: Walks,
 }
 
 type Child = (Place, Attributes);
@@ -111,6 +113,7 @@ impl SnapshotFs {
             files: HandleTable::new(options.open_max),
             directories: HandleTable::new(options.open_max),
             maps: Mutex::new(HashMap::new()),
+            walks: Walks::default(),
             options,
         })
     }

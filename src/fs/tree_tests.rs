@@ -277,6 +277,29 @@ async fn handles_are_limited_and_unknown_ones_refused() {
 }
 
 /// One component: any byte that a Unix directory allows.
+#[tokio::test]
+async fn small_files_that_are_opened_in_order_are_fetched_together() {
+    let files = (0..200u32).map(|number| (format!("{number:03}").into_bytes(), FakeEntry::File(vec![number as u8; 900])));
+    let fetches_of = async |order: &mut dyn Iterator<Item = u32>| {
+        let setup = setup(files.clone().collect());
+        let node = setup.walk(&[b"prod", DATE.as_bytes(), b"node-1"]).await.expect("there").attributes.inode;
+        setup.list(node).await.expect("listed");
+        for number in order {
+            let found = setup.fs.lookup(node, format!("{number:03}").as_bytes()).await.expect("there");
+            assert_eq!(setup.content(found.attributes.inode).await.expect("readable"), vec![number as u8; 900]);
+            // What goes on in the background is done before the next file is opened.
+            for _ in 0..20 {
+                tokio::task::yield_now().await;
+            }
+        }
+        (setup.source.fetches.load(Ordering::SeqCst), setup.source.blocks_read.load(Ordering::SeqCst))
+    };
+    let (fetches, blocks) = fetches_of(&mut (0..200)).await;
+    assert!(fetches < 20 && blocks == 200, "{fetches} fetches of {blocks} blocks");
+    // Not one file more than was asked for.
+    assert_eq!(fetches_of(&mut (0..100).map(|number| number * 77 % 200)).await, (100, 100));
+}
+
 fn component() -> impl Strategy<Value = Vec<u8>> {
     let byte = any::<u8>().prop_filter("legal", |byte| *byte != 0 && *byte != b'/');
     prop_oneof![prop::collection::vec(byte, 1..8), "[ab]{1,2}".prop_map(String::into_bytes)]

@@ -111,6 +111,19 @@ impl FileMap {
     }
 }
 
+/// The blocks of small files, in the order of the files; those whose bytes stand in their tables have none.
+pub async fn small_file_extents(blocks: &BlockReader, tree: &NodeTree, files: &[PlacedEntry]) -> Result<Vec<Extent>, ReadError> {
+    let mut found = Vec::new();
+    for file in files {
+        let Some(run) = blocks.source().segments(tree, file, 0).await? else { continue };
+        found.extend(run.segments().iter().filter_map(|segment| match segment {
+            Segment::Block(extent) => Some(extent.clone()),
+            Segment::Literal(_) => None,
+        }));
+    }
+    Ok(found)
+}
+
 /// A stretch of a read.
 #[derive(Debug)]
 enum Piece {

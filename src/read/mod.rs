@@ -17,4 +17,5 @@ pub mod window;
 
 pub use blocks::{BlockReader, ReadOptions};
 pub use error::ReadError;
-pub use file::{FileMap, FileReader};
+pub use file::{FileMap, FileReader, small_file_extents};
+pub use window::Window;

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::repository::Repository;
 use super::seal::{SealType, Sealer};
 use super::{ListedSnapshot, NodeTree, PlacedEntry, RepoError, SharedTable, SnapshotSource, layout, table};
-use crate::model::extent::{BLOCK_BYTES_MAX, Extent, SegmentRun};
+use crate::model::extent::{BLOCK_BYTES_MAX, Extent, Segment, SegmentRun};
 use crate::model::manifest::{ClusterManifest, FileKind, NodeManifest, TreePage, TreePageRef};
 use crate::model::names::{ClusterName, NodeName, TreePath};
 use crate::object::ObjectError;
@@ -20,6 +20,8 @@ use crate::object::ObjectError;
 const RANGE_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// Blocks below this are opened where they are: handing them over would cost more than the work.
 const INLINE_BYTES: u32 = 128 * 1024;
+/// What a segment takes in memory.
+const RECORD_BYTES: usize = 96;
 
 /// Place of a tree page.
 pub(super) fn tree_place(first: &TreePath) -> Vec<u8> {
@@ -110,10 +112,23 @@ impl Repository {
         cluster: &ClusterName,
         place: &[u8],
         extent: &Extent,
-    ) -> Result<Vec<crate::model::extent::Segment>, RepoError> {
+    ) -> Result<Vec<Segment>, RepoError> {
         let plain = self.page(cluster, SealType::TablePage, place, extent).await?;
         table::decode(&plain)
             .map_err(|reason| RepoError::corrupt(format!("{} at {}", Self::page_key(cluster, extent), extent.offset), reason))
+    }
+
+    /// All records of a table page that many files share: read once for all of them.
+    async fn shared_table(&self, cluster: &ClusterName, place: &[u8], extent: &Extent) -> Result<Arc<Vec<Segment>>, RepoError> {
+        if let Some(records) = self.tables.get(&extent.id) {
+            return Ok(records);
+        }
+        let load = || async {
+            let records = Arc::new(self.table_page(cluster, place, extent).await?);
+            self.tables.put(extent.id, records.clone(), records.len() * RECORD_BYTES + 64);
+            Ok(records)
+        };
+        self.loading_tables.run(extent.id, load).await
     }
 
     pub(super) async fn node_manifest(
@@ -230,18 +245,20 @@ impl SnapshotSource for Repository {
         {
             return Ok(Some(run));
         }
-        let mut records = self.table_page(cluster, &place, extent).await?;
+        let records = match slice.page {
+            Some(_) => Arc::new(self.table_page(cluster, &place, extent).await?),
+            None => self.shared_table(cluster, &place, extent).await?,
+        };
         let first = slice.first as usize;
         let last = first
             .checked_add(slice.count as usize)
             .filter(|last| *last <= records.len())
             .ok_or_else(|| wrong("its table is shorter than it says"))?;
-        records.truncate(last);
-        let run = Arc::new(SegmentRun::new(slice.start, records.split_off(first)));
+        let run = Arc::new(SegmentRun::new(slice.start, records[first..last].to_vec()));
         if run.end() != end {
             return Err(wrong("its segments do not add up to its size"));
         }
-        self.runs.put(cache_key, run.clone(), run.segments().len() * 96 + 64);
+        self.runs.put(cache_key, run.clone(), run.segments().len() * RECORD_BYTES + 64);
         Ok(Some(run))
     }
 

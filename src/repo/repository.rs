@@ -13,7 +13,8 @@ use super::key_box::{self, KeyBox, KeyBoxEntry, Secret};
 use super::recent::Recent;
 use super::seal::{self, MANIFEST_BYTES_MAX, MasterKey, SealType, Sealer};
 use super::{RepoError, layout};
-use crate::model::extent::SegmentRun;
+use crate::base::SingleFlight;
+use crate::model::extent::{Segment, SegmentRun};
 use crate::model::ids::{BlockId, RepositoryId};
 use crate::model::manifest::{ClusterManifest, FORMAT_VERSION, NodeManifest, TreePage};
 use crate::model::names::ClusterName;
@@ -62,6 +63,9 @@ pub struct Repository {
     pub(super) nodes: Recent<String, NodeManifest>,
     pub(super) trees: Recent<BlockId, TreePage>,
     pub(super) runs: Recent<(BlockId, u32), SegmentRun>,
+    /// Table pages that many small files share.
+    pub(super) tables: Recent<BlockId, Vec<Segment>>,
+    pub(super) loading_tables: SingleFlight<BlockId, Result<Arc<Vec<Segment>>, RepoError>>,
 }
 
 impl std::fmt::Debug for Repository {
@@ -173,6 +177,8 @@ impl Repository {
             nodes: Recent::new(RECENT_BYTES),
             trees: Recent::new(RECENT_BYTES),
             runs: Recent::new(RECENT_BYTES),
+            tables: Recent::new(RECENT_BYTES),
+            loading_tables: SingleFlight::default(),
         }
     }
 
