@@ -6,9 +6,11 @@ use clap::Parser;
 
 use super::config::{Bytes, Span};
 use super::control_args::{CommonArgs, MountArgs};
+use super::disk_cache;
 use super::failure::{Exit, Failure};
 use super::mount::{self, MountOptions, Readiness};
 use super::wiring::{Session, parse_owner};
+use crate::cache::DiskOptions;
 
 /// Serves a repository's snapshots as a read-only tree.
 #[derive(Debug, Parser)]
@@ -28,6 +30,12 @@ pub struct DaemonArgs {
     /// Memory for blocks [default: 256MiB]
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<Bytes>,
+    /// Keep blocks in this directory of the host, also over restarts [default: the configuration's]
+    #[arg(long, value_name = "DIRECTORY")]
+    pub cache_dir: Option<PathBuf>,
+    /// The most that the cache directory takes on the disk
+    #[arg(long, value_name = "SIZE")]
+    pub cache_size: Option<Bytes>,
     /// No call on the tree takes longer [default: 30s]
     #[arg(long, value_name = "DURATION")]
     pub deadline: Option<Span>,
@@ -45,6 +53,7 @@ pub struct MountRequest {
     owner: Option<(u32, u32)>,
     memory: Option<Bytes>,
     deadline: Option<Span>,
+    cache: Option<DiskOptions>,
 }
 
 impl MountRequest {
@@ -64,6 +73,7 @@ impl MountRequest {
             owner,
             memory: args.memory.or(config.memory),
             deadline: args.deadline.or(config.deadline),
+            cache: disk_cache::merge(args.cache_dir.as_ref(), args.cache_size, &session.config.cache)?,
         })
     }
 }
@@ -87,10 +97,8 @@ pub async fn serve_mount(session: &Session, request: &MountRequest, ready: Readi
     if let Some(deadline) = request.deadline {
         options.deadline = deadline.0;
     }
-    let url = session.url()?;
-    if let Some(path) = url.strip_prefix("file://").or_else(|| (!url.contains("://")).then_some(url)) {
-        options.forbidden.push(PathBuf::from(path));
-    }
+    options.cache.clone_from(&request.cache);
+    options.forbidden.extend(session.repository_directory()?);
     mount::serve(repository, options, ready, mount::stop_signal()).await?;
     Ok(())
 }
@@ -103,6 +111,8 @@ pub async fn run(session: &Session, args: DaemonArgs) -> Result<Exit, Failure> {
         owner: args.owner,
         foreground: true,
         memory: args.memory,
+        cache_dir: args.cache_dir,
+        cache_size: args.cache_size,
         deadline: args.deadline,
     };
     let request = MountRequest::merge(session, &mount_args)?;

@@ -13,6 +13,7 @@ pub mod config;
 pub mod control;
 pub mod control_args;
 pub mod daemon;
+pub mod disk_cache;
 pub mod failure;
 pub mod local_node;
 pub mod mount;

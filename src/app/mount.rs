@@ -17,9 +17,10 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 
+use super::disk_cache::{check_place, overlap};
 use super::failure::Failure;
 use crate::base::SystemClock;
-use crate::cache::MemoryCache;
+use crate::cache::{DiskCache, DiskOptions, MemoryCache};
 use crate::fs::{FsOptions, Owner, SnapshotFs};
 use crate::fuse::mounts::{MountEntry, mounted_at, take_off};
 use crate::fuse::{Session, SessionOptions};
@@ -50,7 +51,9 @@ pub struct MountOptions {
     pub deadline: Duration,
     /// For how long a listing is served without looking whether there are new snapshots.
     pub fresh_for: Duration,
-    /// Directories that the mountpoint may be neither inside nor above: the cache's, the repository's.
+    /// Blocks on a disk, too.
+    pub cache: Option<DiskOptions>,
+    /// Directories that neither the mountpoint nor the cache may be inside or above: the repository's.
     pub forbidden: Vec<PathBuf>,
     /// Threads that take the kernel's requests; absent: as many as cores, at most four.
     pub threads: Option<usize>,
@@ -66,6 +69,7 @@ impl MountOptions {
             cache_bytes: 256 << 20,
             deadline: Duration::from_secs(30),
             fresh_for: Duration::from_secs(2),
+            cache: None,
             forbidden: Vec::new(),
             threads: None,
         }
@@ -131,6 +135,9 @@ pub enum MountError {
         /// What the kernel calls it.
         kernel_type: String,
     },
+    /// The cache cannot be had.
+    #[error("{}", .0.message)]
+    Cache(Failure),
     /// The system refused.
     #[error("{}: {what}: {source}", mountpoint.display())]
     System {
@@ -154,6 +161,7 @@ impl MountError {
             Self::NoFuse { hint, .. } => (*hint).to_owned(),
             Self::NotMounted { .. } => "see what is mounted: findmnt -t fuse.tintype".to_owned(),
             Self::NotOurs { mountpoint, .. } => format!("take it away by its own means: umount {}", mountpoint.display()),
+            Self::Cache(failure) => failure.hint.clone().unwrap_or_default(),
             Self::System { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 "run it as root, or install fuse3 and, for --allow-other, put user_allow_other into /etc/fuse.conf".to_owned()
             }
@@ -210,8 +218,8 @@ pub async fn serve(
     ready: Readiness,
     stop: impl Future<Output = ()>,
 ) -> Result<(), MountError> {
-    let session = match begin(source, &options).await {
-        Ok(session) => session,
+    let (session, disk) = match begin(source, &options).await {
+        Ok(begun) => begun,
         Err(error) => {
             ready.tell(Err(&Failure::from(&error)));
             return Err(error);
@@ -238,16 +246,22 @@ pub async fn serve(
             tracing::info!("the tree is unmounted, though still in use");
         }
     }
+    if let Some(disk) = disk {
+        tracing::info!(directory = %disk.directory().display(), counts = ?disk.counts(), "the cache is let go");
+    }
     tracing::info!(mountpoint = %options.mountpoint.display(), "ended");
     Ok(())
 }
 
-async fn begin(source: Arc<dyn SnapshotSource>, options: &MountOptions) -> Result<Session, MountError> {
+type Begun = (Session, Option<Arc<DiskCache>>);
+
+async fn begin(source: Arc<dyn SnapshotSource>, options: &MountOptions) -> Result<Begun, MountError> {
     let runtime = Handle::current();
     let options = options.clone();
     let mountpoint = options.mountpoint.clone();
     let began = tokio::task::spawn_blocking(move || {
         let path = prepare(&options)?;
+        let disk = open_cache(&options).map_err(MountError::Cache)?;
         let cache = Arc::new(MemoryCache::new(options.cache_bytes.max(CACHE_BYTES_MIN)));
         let read = ReadOptions { deadline: options.deadline, ..ReadOptions::default() };
         let blocks = BlockReader::new(source, cache, read, runtime);
@@ -268,7 +282,7 @@ async fn begin(source: Arc<dyn SnapshotSource>, options: &MountOptions) -> Resul
         let session = Session::mount(fs, &path, &session).map_err(system("cannot be mounted on"))?;
         // Served means answered: the first request goes all the way.
         match look(&path) {
-            Look::Directory => Ok(session),
+            Look::Directory => Ok((session, disk)),
             Look::Dead(source) | Look::Refused(source) => Err(system("does not answer after mounting")(source)),
             Look::Other => Err(system("does not answer after mounting")(io::ErrorKind::NotADirectory.into())),
             Look::Hangs => Err(system("does not answer after mounting")(io::ErrorKind::TimedOut.into())),
@@ -278,6 +292,12 @@ async fn begin(source: Arc<dyn SnapshotSource>, options: &MountOptions) -> Resul
         Ok(result) => result,
         Err(error) => Err(MountError::System { mountpoint, what: "cannot be mounted on", source: io::Error::other(error) }),
     }
+}
+
+fn open_cache(options: &MountOptions) -> Result<Option<Arc<DiskCache>>, Failure> {
+    let Some(cache) = &options.cache else { return Ok(None) };
+    check_place(&cache.directory, &options.forbidden)?;
+    Ok(Some(Arc::new(DiskCache::open(cache.clone())?)))
 }
 
 /// Ends at SIGTERM or SIGINT: the usual `stop` of [`serve`]. The signals are caught from the call on, not only from the
@@ -328,11 +348,8 @@ fn prepare(options: &MountOptions) -> Result<PathBuf, MountError> {
     if !metadata.is_dir() {
         return Err(MountError::NotADirectory { mountpoint });
     }
-    for directory in &options.forbidden {
-        // One that does not exist yet is compared as it is written.
-        let canonical =
-            directory.canonicalize().or_else(|_| std::path::absolute(directory)).unwrap_or_else(|_| directory.clone());
-        if path.starts_with(&canonical) || canonical.starts_with(&path) {
+    for directory in options.forbidden.iter().chain(options.cache.iter().map(|cache| &cache.directory)) {
+        if overlap(&path, directory) {
             return Err(MountError::FeedsOnItself { mountpoint, directory: directory.clone() });
         }
     }
