@@ -20,7 +20,7 @@ use tokio::runtime::Handle;
 use super::disk_cache::{check_place, overlap};
 use super::failure::Failure;
 use crate::base::SystemClock;
-use crate::cache::{DiskCache, DiskOptions, MemoryCache};
+use crate::cache::{DiskCache, DiskOptions, FileCache, MemoryCache};
 use crate::fs::{FsOptions, Owner, SnapshotFs};
 use crate::fuse::mounts::{MountEntry, mounted_at, take_off};
 use crate::fuse::{Session, SessionOptions};
@@ -264,7 +264,8 @@ async fn begin(source: Arc<dyn SnapshotSource>, options: &MountOptions) -> Resul
         let disk = open_cache(&options).map_err(MountError::Cache)?;
         let cache = Arc::new(MemoryCache::new(options.cache_bytes.max(CACHE_BYTES_MIN)));
         let read = ReadOptions { deadline: options.deadline, ..ReadOptions::default() };
-        let blocks = BlockReader::new(source, cache, read, runtime);
+        let files = disk.clone().map(|disk| disk as Arc<dyn FileCache>);
+        let blocks = BlockReader::new(source, cache, files, read, runtime);
         let own_owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         let fs = FsOptions {
             owner: options.owner,
