@@ -10,7 +10,7 @@
 //!   6   fuse      kernel adapter             |  cluster   coordinated cut, restore
 //!   5   fs        names, inodes, handles     |  agent     what a node is asked to do
 //!   4   read      blocks, read-ahead, files  |  node      capture, upload, local restore
-//!   3   cache     block cache                |  driver    the live stores
+//!   3   cache     block caches               |  driver    the live stores
 //!       --------------------------- the trunk ---------------------------
 //!   3               repo    format, packs, manifests, publish, verify; port SnapshotSource
 //!   2               object  object storage: s3, local directory, memory, wrappers

@@ -22,6 +22,8 @@ pub struct Config {
     pub repository: RepositoryConfig,
     /// `[mount]`
     pub mount: MountConfig,
+    /// `[cache]`
+    pub cache: CacheConfig,
     /// `[clusters.NAME]`
     pub clusters: BTreeMap<ClusterName, ClusterConfig>,
     /// Where running jobs and directories kept for rollback are remembered.
@@ -96,6 +98,18 @@ pub struct MountConfig {
     pub memory: Option<Bytes>,
     /// No call takes longer.
     pub deadline: Option<Span>,
+}
+
+/// `[cache]`: blocks that a mount keeps on a disk of this host.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CacheConfig {
+    /// A directory of its own.
+    pub directory: Option<PathBuf>,
+    /// The most that it takes on the disk.
+    pub size: Option<Bytes>,
+    /// What the disk has to have left.
+    pub keep_free: Option<Bytes>,
 }
 
 /// `[clusters.NAME]`
@@ -340,6 +354,10 @@ mod tests {
             [mount]
             memory = "64MiB"
             deadline = "30s"
+            [cache]
+            directory = "/var/cache/tintype"
+            size = "20GiB"
+            keep_free = "5GiB"
             [clusters.prod]
             store = "redis"
             max_pause = "500 ms"
@@ -349,6 +367,7 @@ mod tests {
         "#;
         let config = parse(text, place()).expect("parses");
         assert_eq!(config.mount.memory, Some(Bytes(64 << 20)));
+        assert_eq!((config.cache.size, config.cache.keep_free), (Some(Bytes(20 << 30)), Some(Bytes(5 << 30))));
         let cluster = config.clusters.values().next().expect("one");
         assert_eq!(cluster.max_pause, Some(Span(Duration::from_millis(500))));
         assert_eq!(config.repository.compression, Some(Compression(Some(3))));

@@ -211,6 +211,12 @@ pub struct MountArgs {
     /// Memory for blocks [default: 256MiB]
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<Bytes>,
+    /// Keep blocks in this directory of the host, also over restarts [default: the configuration's]
+    #[arg(long, value_name = "DIRECTORY")]
+    pub cache_dir: Option<PathBuf>,
+    /// The most that the cache directory takes on the disk
+    #[arg(long, value_name = "SIZE")]
+    pub cache_size: Option<Bytes>,
     /// No call on the tree takes longer [default: 30s]
     #[arg(long, value_name = "DURATION")]
     pub deadline: Option<Span>,

@@ -15,11 +15,13 @@ use tokio::sync::watch;
 use super::config::{Bytes, Span};
 use super::control::helper::parse_kernel_option;
 use super::control_args::{CommonArgs, MountArgs};
+use super::disk_cache;
 use super::failure::{Exit, Failure};
 use super::mount::{self, MountOptions, Readiness};
 use super::notify::Supervisor;
 use super::renewal::{Renewable, Renewal};
 use super::wiring::{Session, parse_owner};
+use crate::cache::DiskOptions;
 
 /// No call on the tree takes longer where nothing is said.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -42,6 +44,12 @@ pub struct DaemonArgs {
     /// Memory for blocks [default: 256MiB]
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<Bytes>,
+    /// Keep blocks in this directory of the host, also over restarts [default: the configuration's]
+    #[arg(long, value_name = "DIRECTORY")]
+    pub cache_dir: Option<PathBuf>,
+    /// The most that the cache directory takes on the disk
+    #[arg(long, value_name = "SIZE")]
+    pub cache_size: Option<Bytes>,
     /// No call on the tree takes longer [default: 30s]
     #[arg(long, value_name = "DURATION")]
     pub deadline: Option<Span>,
@@ -68,6 +76,7 @@ pub struct MountRequest {
     deadline: Option<Span>,
     source_name: Option<String>,
     kernel_options: Vec<String>,
+    cache: Option<DiskOptions>,
 }
 
 impl MountRequest {
@@ -90,6 +99,7 @@ impl MountRequest {
             deadline: args.deadline.or(config.deadline),
             source_name: args.source_name.clone(),
             kernel_options: security_contexts(&args.kernel_option),
+            cache: disk_cache::merge(args.cache_dir.as_ref(), args.cache_size, &session.config.cache)?,
         })
     }
 
@@ -148,10 +158,8 @@ pub async fn serve_mount(session: &Session, request: &MountRequest, ready: Readi
         options.cache_bytes = memory.0;
     }
     options.deadline = request.deadline();
-    let url = session.url()?;
-    if let Some(path) = url.strip_prefix("file://").or_else(|| (!url.contains("://")).then_some(url)) {
-        options.forbidden.push(PathBuf::from(path));
-    }
+    options.cache.clone_from(&request.cache);
+    options.forbidden.extend(session.repository_directory()?);
     let supervisor = Supervisor::from_environment();
     let ready = match ready {
         Readiness::Silent => {
@@ -201,6 +209,8 @@ pub async fn run(session: &Session, args: DaemonArgs) -> Result<Exit, Failure> {
         owner: args.owner,
         foreground: true,
         memory: args.memory,
+        cache_dir: args.cache_dir,
+        cache_size: args.cache_size,
         deadline: args.deadline,
         source_name: args.source_name,
         kernel_option: args.kernel_option,

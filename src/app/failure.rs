@@ -198,7 +198,10 @@ impl From<SnapshotError> for Failure {
 
 impl From<&MountError> for Failure {
     fn from(error: &MountError) -> Self {
-        Self::new("mount", error.to_string()).hint(error.hint())
+        match error {
+            MountError::Cache(failure) => failure.clone(),
+            error => Self::new("mount", error.to_string()).hint(error.hint()),
+        }
     }
 }
 

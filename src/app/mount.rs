@@ -12,24 +12,24 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak, mpsc};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use super::disk_cache::{check_place, overlap};
 use super::failure::Failure;
 use super::mount_memory;
+use super::mountpoint::{Look, PATIENCE, check_device, clean_path, look, within};
 use crate::base::SystemClock;
-use crate::cache::MemoryCache;
+use crate::cache::{DiskCache, DiskOptions, FileCache, MemoryCache};
 use crate::fs::{FsOptions, Owner, SnapshotFs};
 use crate::fuse::mounts::{MountEntry, mounted_at, take_off};
 use crate::fuse::{Session, SessionOptions};
 use crate::read::BlockReader;
 use crate::repo::SnapshotSource;
 
-/// How long something that could hang (a look at a mountpoint, an unmount) is waited for.
-const PATIENCE: Duration = Duration::from_secs(2);
 /// How long an unmount waits for those who still use the tree before it is taken away under them.
 const BUSY_PATIENCE: Duration = Duration::from_secs(1);
 /// Between two looks at a state that nothing tells us of.
@@ -56,7 +56,9 @@ pub struct MountOptions {
     pub source_name: Option<String>,
     /// Security contexts, as the kernel takes them.
     pub kernel_options: Vec<String>,
-    /// Directories that the mountpoint may be neither inside nor above: the cache's, the repository's.
+    /// Blocks on a disk, too.
+    pub cache: Option<DiskOptions>,
+    /// Directories that neither the mountpoint nor the cache may be inside or above: the repository's.
     pub forbidden: Vec<PathBuf>,
     /// Threads that take the kernel's requests; absent: as many as cores, at most four.
     pub threads: Option<usize>,
@@ -75,6 +77,7 @@ impl MountOptions {
             fresh_for: Duration::from_secs(2),
             source_name: None,
             kernel_options: Vec::new(),
+            cache: None,
             forbidden: Vec::new(),
             threads: None,
         }
@@ -140,6 +143,9 @@ pub enum MountError {
         /// What the kernel calls it.
         kernel_type: String,
     },
+    /// The cache cannot be had.
+    #[error("{}", .0.message)]
+    Cache(Failure),
     /// The system refused.
     #[error("{}: {what}: {source}", mountpoint.display())]
     System {
@@ -163,6 +169,7 @@ impl MountError {
             Self::NoFuse { hint, .. } => (*hint).to_owned(),
             Self::NotMounted { .. } => "see what is mounted: findmnt -t fuse.tintype".to_owned(),
             Self::NotOurs { mountpoint, .. } => format!("take it away by its own means: umount {}", mountpoint.display()),
+            Self::Cache(failure) => failure.hint.clone().unwrap_or_default(),
             Self::System { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 "run it as root, or install fuse3 and, for --allow-other, put user_allow_other into /etc/fuse.conf".to_owned()
             }
@@ -219,8 +226,8 @@ pub async fn serve(
     ready: Readiness,
     stop: impl Future<Output = ()>,
 ) -> Result<(), MountError> {
-    let session = match begin(source, &options).await {
-        Ok(session) => session,
+    let (session, disk) = match begin(source, &options).await {
+        Ok(begun) => begun,
         Err(error) => {
             ready.tell(Err(&Failure::from(&error)));
             return Err(error);
@@ -247,20 +254,27 @@ pub async fn serve(
             tracing::info!("the tree is unmounted, though still in use");
         }
     }
+    if let Some(disk) = disk {
+        tracing::info!(directory = %disk.directory().display(), counts = ?disk.counts(), "the cache is let go");
+    }
     tracing::info!(mountpoint = %options.mountpoint.display(), "ended");
     Ok(())
 }
 
-async fn begin(source: Arc<dyn SnapshotSource>, options: &MountOptions) -> Result<Session, MountError> {
+type Begun = (Session, Option<Arc<DiskCache>>);
+
+async fn begin(source: Arc<dyn SnapshotSource>, options: &MountOptions) -> Result<Begun, MountError> {
     mount_memory::keep_one_heap();
     let runtime = Handle::current();
     let options = options.clone();
     let mountpoint = options.mountpoint.clone();
     let began = tokio::task::spawn_blocking(move || {
         let path = prepare(&options)?;
+        let disk = open_cache(&options).map_err(MountError::Cache)?;
         let (cache_bytes, read) = mount_memory::divide(options.cache_bytes, options.deadline);
         let cache = Arc::new(MemoryCache::new(cache_bytes));
-        let blocks = BlockReader::new(source, cache, read, runtime);
+        let files = disk.clone().map(|disk| disk as Arc<dyn FileCache>);
+        let blocks = BlockReader::new(source, cache, files, read, runtime);
         let own_owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         let fs = FsOptions {
             owner: options.owner,
@@ -286,7 +300,7 @@ async fn begin(source: Arc<dyn SnapshotSource>, options: &MountOptions) -> Resul
         let session = Session::mount(fs, &path, &session).map_err(system("cannot be mounted on"))?;
         // Served means answered: the first request goes all the way.
         match look(&path) {
-            Look::Directory => Ok(session),
+            Look::Directory => Ok((session, disk)),
             Look::Dead(source) | Look::Refused(source) => Err(system("does not answer after mounting")(source)),
             Look::Other => Err(system("does not answer after mounting")(io::ErrorKind::NotADirectory.into())),
             Look::Hangs => Err(system("does not answer after mounting")(io::ErrorKind::TimedOut.into())),
@@ -304,6 +318,12 @@ async fn follow(fs: Weak<SnapshotFs>, mut changes: watch::Receiver<Duration>) {
         let Some(fs) = fs.upgrade() else { return };
         fs.set_deadline(*changes.borrow_and_update());
     }
+}
+
+fn open_cache(options: &MountOptions) -> Result<Option<Arc<DiskCache>>, Failure> {
+    let Some(cache) = &options.cache else { return Ok(None) };
+    check_place(&cache.directory, &options.forbidden)?;
+    Ok(Some(Arc::new(DiskCache::open(cache.clone())?)))
 }
 
 /// Ends at SIGTERM or SIGINT: the usual `stop` of [`serve`]. The signals are caught from the call on, not only from the
@@ -354,11 +374,8 @@ fn prepare(options: &MountOptions) -> Result<PathBuf, MountError> {
     if !metadata.is_dir() {
         return Err(MountError::NotADirectory { mountpoint });
     }
-    for directory in &options.forbidden {
-        // One that does not exist yet is compared as it is written.
-        let canonical =
-            directory.canonicalize().or_else(|_| std::path::absolute(directory)).unwrap_or_else(|_| directory.clone());
-        if path.starts_with(&canonical) || canonical.starts_with(&path) {
+    for directory in options.forbidden.iter().chain(options.cache.iter().map(|cache| &cache.directory)) {
+        if overlap(&path, directory) {
             return Err(MountError::FeedsOnItself { mountpoint, directory: directory.clone() });
         }
     }
@@ -367,77 +384,6 @@ fn prepare(options: &MountOptions) -> Result<PathBuf, MountError> {
     }
     check_device()?;
     Ok(path)
-}
-
-/// The path without links, without touching what is mounted there.
-fn clean_path(mountpoint: &Path) -> Result<PathBuf, MountError> {
-    let system = |source| MountError::System { mountpoint: mountpoint.to_owned(), what: "cannot be looked at", source };
-    let path = std::path::absolute(mountpoint).map_err(system)?;
-    if mounted_at(&path).map_err(system)?.is_some() {
-        return Ok(path);
-    }
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(path) };
-    let parent = parent.canonicalize().map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => MountError::NoDirectory { mountpoint: mountpoint.to_owned() },
-        _ => system(error),
-    })?;
-    let path = parent.join(name);
-    if mounted_at(&path).map_err(system)?.is_some() {
-        return Ok(path);
-    }
-    // The last component may be a link to the directory.
-    path.canonicalize().map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => MountError::NoDirectory { mountpoint: mountpoint.to_owned() },
-        _ => system(error),
-    })
-}
-
-fn check_device() -> Result<(), MountError> {
-    let hint = match File::options().read(true).write(true).open("/dev/fuse") {
-        Ok(_) => return Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            (error, "run it as root, or make the device readable and writable for its users: chmod 666 /dev/fuse")
-        }
-        Err(error) => (error, "load the kernel's module and install the tools: modprobe fuse; apt-get install fuse3"),
-    };
-    Err(MountError::NoFuse { reason: hint.0.to_string(), hint: hint.1 })
-}
-
-enum Look {
-    Directory,
-    Other,
-    /// Nobody serves it any more.
-    Dead(io::Error),
-    Refused(io::Error),
-    Hangs,
-}
-
-/// Looks at a path that may hang, from a thread that is left behind if it does.
-fn look(path: &Path) -> Look {
-    let path = path.to_owned();
-    // Attributes may come from the kernel's memory after the daemon died; a statfs always asks it.
-    let looked = within(PATIENCE, move || {
-        let metadata = std::fs::symlink_metadata(&path)?;
-        rustix::fs::statfs(&path)?;
-        Ok::<_, io::Error>(metadata)
-    });
-    match looked {
-        None => Look::Hangs,
-        Some(Ok(metadata)) if metadata.is_dir() => Look::Directory,
-        Some(Ok(_)) => Look::Other,
-        Some(Err(error)) => match error.raw_os_error() {
-            Some(libc::ENOTCONN | libc::ESTALE | libc::ECONNABORTED) => Look::Dead(error),
-            _ => Look::Refused(error),
-        },
-    }
-}
-
-/// Runs something that may never return; `None` when it did not in time.
-fn within<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    let (sender, receiver) = mpsc::channel();
-    // The receiver may be gone by the time that it returns.
-    std::thread::spawn(move || drop(sender.send(work())));
-    receiver.recv_timeout(limit).ok()
 }
 
 /// How an unmount went.

@@ -75,6 +75,12 @@ impl Session {
         })
     }
 
+    /// The repository's directory, where it is one of this host.
+    pub fn repository_directory(&self) -> Result<Option<PathBuf>, Failure> {
+        let url = self.url()?;
+        Ok(url.strip_prefix("file://").or_else(|| (!url.contains("://")).then_some(url)).map(PathBuf::from))
+    }
+
     /// S3 options of the configuration; the URL's own come on top.
     fn s3_options(&self) -> Result<S3Options, Failure> {
         let from = &self.config.repository;

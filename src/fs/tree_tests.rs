@@ -24,7 +24,8 @@ struct Setup {
 fn setup_with(source: Arc<FakeSource>, deadline: Duration) -> Setup {
     let clock = ManualClock::at(1_800_000_000_000_000);
     let cache = Arc::new(MemoryCache::new(1 << 20));
-    let blocks = BlockReader::new(source.clone(), cache, ReadOptions { deadline, ..ReadOptions::default() }, Handle::current());
+    let blocks =
+        BlockReader::new(source.clone(), cache, None, ReadOptions { deadline, ..ReadOptions::default() }, Handle::current());
     let options = FsOptions { deadline, patience: Duration::from_millis(20), own_owner: (5, 6), ..FsOptions::default() };
     let fs = SnapshotFs::new(blocks, Arc::new(clock.clone()), options);
     Setup { source, clock, fs }

@@ -15,10 +15,11 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use crate::cache::BlockCache;
+use crate::cache::{BlockCache, FileCache};
 use crate::model::extent::Extent;
 use crate::model::ids::BlockId;
 use crate::read::error::ReadError;
+use crate::read::kept::{Kept, Wanted};
 use crate::repo::{NodeTree, RepoError, SnapshotSource};
 
 /// Most plain bytes asked of the source in one call: large enough to hide the first byte's latency, small enough that
@@ -53,6 +54,7 @@ type Outcome = Option<Result<Bytes, ReadError>>;
 pub struct BlockReader {
     source: Arc<dyn SnapshotSource>,
     cache: Arc<dyn BlockCache>,
+    kept: Option<Kept>,
     options: ReadOptions,
     runtime: Handle,
     in_flight: Arc<Semaphore>,
@@ -61,14 +63,21 @@ pub struct BlockReader {
 }
 
 impl BlockReader {
-    /// Fetches run on `runtime`, also those begun from threads outside it.
-    pub fn new(source: Arc<dyn SnapshotSource>, cache: Arc<dyn BlockCache>, options: ReadOptions, runtime: Handle) -> Arc<Self> {
+    /// Fetches run on `runtime`, also those begun from threads outside it. They look into `files` first, if it is given.
+    pub fn new(
+        source: Arc<dyn SnapshotSource>,
+        cache: Arc<dyn BlockCache>,
+        files: Option<Arc<dyn FileCache>>,
+        options: ReadOptions,
+        runtime: Handle,
+    ) -> Arc<Self> {
         let all = permits(options.in_flight_bytes);
         // What is read ahead passes through the cache: more than a part of it would drive itself out.
         let ahead = permits((options.in_flight_bytes / 4 * 3).min(cache.limit_bytes() / 2));
         Arc::new(Self {
             source,
             cache,
+            kept: files.and_then(|files| Kept::new(files, options.deadline)),
             options,
             runtime,
             in_flight: Arc::new(Semaphore::new(all as usize)),
@@ -103,13 +112,13 @@ impl BlockReader {
     }
 
     /// Begins whatever is needed for these blocks at once; [`Pending::wait`] delivers them in the same order.
-    pub fn request(self: &Arc<Self>, tree: &NodeTree, extents: &[Extent]) -> Pending {
+    pub fn request(self: &Arc<Self>, tree: &NodeTree, blocks: &[Wanted]) -> Pending {
         let mut claimed = Vec::new();
-        let mut parts = Vec::with_capacity(extents.len());
-        for extent in extents {
-            parts.push(match self.cached(extent) {
+        let mut parts = Vec::with_capacity(blocks.len());
+        for wanted in blocks {
+            parts.push(match self.cached(&wanted.extent) {
                 Some(block) => Part::Ready(block),
-                None => self.join(extent, &mut claimed),
+                None => self.join(wanted, &mut claimed),
             });
         }
         self.fetch(tree, claimed, None);
@@ -117,13 +126,14 @@ impl BlockReader {
     }
 
     /// Begins to fetch those of the blocks that nobody has or fetches yet, as far as there is room; never waits.
-    pub fn ahead(self: &Arc<Self>, tree: &NodeTree, extents: &[Extent]) {
+    pub fn ahead(self: &Arc<Self>, tree: &NodeTree, blocks: &[Wanted]) {
         let mut wanted = Vec::new();
         let mut bytes = 0;
-        for extent in extents {
+        for block in blocks {
+            let extent = &block.extent;
             if self.cached(extent).is_none() && !self.flights().contains_key(&extent.id) {
                 bytes += u64::from(extent.plain_bytes);
-                wanted.push(extent);
+                wanted.push(block);
             }
         }
         if wanted.is_empty() {
@@ -131,15 +141,16 @@ impl BlockReader {
         }
         let Ok(room) = self.ahead.clone().try_acquire_many_owned(permits(bytes)) else { return };
         let mut claimed = Vec::new();
-        for extent in wanted {
+        for wanted in wanted {
             // The receiver is let go: whoever reads the block joins by its name.
-            let _ = self.join(extent, &mut claimed);
+            let _ = self.join(wanted, &mut claimed);
         }
         self.fetch(tree, claimed, Some(Arc::new(room)));
     }
 
     /// Waits for a fetch under way, or claims the block.
-    fn join(&self, extent: &Extent, claimed: &mut Vec<Claimed>) -> Part {
+    fn join(&self, wanted: &Wanted, claimed: &mut Vec<Claimed>) -> Part {
+        let extent = &wanted.extent;
         let mut flights = self.flights();
         if let Some(flight) = flights.get(&extent.id) {
             return Part::Waiting(flight.clone(), extent.clone());
@@ -150,7 +161,7 @@ impl BlockReader {
         }
         let (result, waiting) = watch::channel(None);
         flights.insert(extent.id, waiting.clone());
-        claimed.push(Claimed { extent: extent.clone(), result });
+        claimed.push(Claimed { wanted: wanted.clone(), result });
         Part::Waiting(waiting, extent.clone())
     }
 
@@ -159,7 +170,7 @@ impl BlockReader {
         let mut stretch = Vec::new();
         let mut bytes = 0;
         for claim in claimed {
-            let length = u64::from(claim.extent.plain_bytes);
+            let length = u64::from(claim.wanted.extent.plain_bytes);
             if !stretch.is_empty() && bytes + length > FETCH_BYTES {
                 self.spawn(tree, std::mem::take(&mut stretch), bytes, room.clone());
                 bytes = 0;
@@ -179,14 +190,11 @@ impl BlockReader {
             let reader = flight.reader.clone();
             let limit = reader.options.deadline;
             let what = flight.describe();
-            let extents: Vec<_> = flight.claimed.iter().map(|claim| claim.extent.clone()).collect();
+            let wanted: Vec<_> = flight.claimed.iter().map(|claim| claim.wanted.clone()).collect();
             let work = async {
-                let wanted = permits(bytes).min(permits(reader.options.in_flight_bytes));
-                let permit = reader.in_flight.acquire_many(wanted).await;
-                let blocks = reader.source.read_blocks(&tree, &extents).await?;
-                drop(permit);
-                check(&extents, &blocks)?;
-                Ok(blocks)
+                let room = permits(bytes).min(permits(reader.options.in_flight_bytes));
+                let _permit = reader.in_flight.acquire_many(room).await;
+                reader.read(&tree, &wanted).await
             };
             let result = match tokio::time::timeout(limit, work).await {
                 Ok(result) => result.map_err(|error: RepoError| ReadError::Repo(error)),
@@ -195,6 +203,28 @@ impl BlockReader {
             drop(room);
             flight.land(result);
         });
+    }
+
+    /// What the cache of files has, and the rest from the source.
+    async fn read(&self, tree: &NodeTree, wanted: &[Wanted]) -> Result<Vec<Bytes>, RepoError> {
+        let mut found = match &self.kept {
+            Some(kept) => kept.find(wanted).await,
+            None => vec![None; wanted.len()],
+        };
+        let missing = wanted.iter().zip(&found).filter(|(_, found)| found.is_none());
+        let extents: Vec<_> = missing.map(|(wanted, _)| wanted.extent.clone()).collect();
+        if !extents.is_empty() {
+            let blocks = self.source.read_blocks(tree, &extents).await?;
+            check(&extents, &blocks)?;
+            let holes = wanted.iter().zip(&mut found).filter(|(_, found)| found.is_none());
+            for ((wanted, hole), block) in holes.zip(blocks) {
+                if let (Some(kept), Some(place)) = (&self.kept, &wanted.place) {
+                    kept.offer(place, &block);
+                }
+                *hole = Some(block);
+            }
+        }
+        Ok(found.into_iter().flatten().collect())
     }
 
     fn flights(&self) -> MutexGuard<'_, HashMap<BlockId, watch::Receiver<Outcome>>> {
@@ -222,7 +252,7 @@ fn permits(bytes: u64) -> u32 {
 
 #[derive(Debug)]
 struct Claimed {
-    extent: Extent,
+    wanted: Wanted,
     result: watch::Sender<Outcome>,
 }
 
@@ -237,7 +267,7 @@ impl Flight {
     fn describe(&self) -> String {
         match self.claimed.first() {
             Some(claim) => {
-                let Extent { pack, offset, .. } = &claim.extent;
+                let Extent { pack, offset, .. } = &claim.wanted.extent;
                 format!("pack {} of {} at {offset}", pack.pack, pack.node)
             }
             None => "nothing".to_owned(),
@@ -249,7 +279,7 @@ impl Flight {
         let outcomes: Vec<_> = match result {
             Ok(blocks) => {
                 for (claim, block) in claimed.iter().zip(&blocks) {
-                    self.reader.cache.put(claim.extent.id, block.clone());
+                    self.reader.cache.put(claim.wanted.extent.id, block.clone());
                 }
                 blocks.into_iter().map(Ok).collect()
             }
@@ -265,7 +295,7 @@ impl Flight {
     fn leave(&self, claimed: &[Claimed]) {
         let mut flights = self.reader.flights();
         for claim in claimed {
-            flights.remove(&claim.extent.id);
+            flights.remove(&claim.wanted.extent.id);
         }
     }
 }

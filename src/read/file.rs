@@ -8,6 +8,7 @@ use crate::base::SingleFlight;
 use crate::model::extent::{Extent, Segment, SegmentRun};
 use crate::read::blocks::BlockReader;
 use crate::read::error::ReadError;
+use crate::read::kept::Wanted;
 use crate::read::window::Window;
 use crate::repo::{NodeTree, PlacedEntry, RepoError};
 
@@ -91,6 +92,17 @@ impl FileMap {
         Ok(pieces)
     }
 
+    fn blocks_of<'a>(&'a self, pieces: &'a [Piece]) -> impl Iterator<Item = Wanted> + 'a {
+        pieces.iter().filter_map(|piece| match piece {
+            Piece::Block { extent, start, .. } => Some(Wanted::of(&self.file.entry, *start, extent)),
+            Piece::Literal(_) => None,
+        })
+    }
+
+    fn wanted(&self, pieces: &[Piece]) -> Vec<Wanted> {
+        self.blocks_of(pieces).take(AHEAD_BLOCKS).collect()
+    }
+
     fn begin_ahead(self: &Arc<Self>, offset: u64, end: u64) {
         let end = end.min(self.size_bytes());
         if offset >= end {
@@ -98,28 +110,29 @@ impl FileMap {
         }
         let mut pieces = Vec::new();
         if self.known_pieces(offset, end, &mut pieces) == end {
-            return self.blocks.ahead(&self.tree, &extents(&pieces));
+            return self.blocks.ahead(&self.tree, &self.wanted(&pieces));
         }
         let map = self.clone();
         self.blocks.runtime().spawn(async move {
             let found = tokio::time::timeout(map.blocks.deadline(), map.pieces(offset, end)).await;
             // A failure is for the reader that comes to it, if one ever does.
             if let Ok(Ok(pieces)) = found {
-                map.blocks.ahead(&map.tree, &extents(&pieces));
+                map.blocks.ahead(&map.tree, &map.wanted(&pieces));
             }
         });
     }
 }
 
 /// The blocks of small files, in the order of the files; those whose bytes stand in their tables have none.
-pub async fn small_file_extents(blocks: &BlockReader, tree: &NodeTree, files: &[PlacedEntry]) -> Result<Vec<Extent>, ReadError> {
+pub async fn small_file_extents(blocks: &BlockReader, tree: &NodeTree, files: &[PlacedEntry]) -> Result<Vec<Wanted>, ReadError> {
     let mut found = Vec::new();
     for file in files {
         let Some(run) = blocks.source().segments(tree, file, 0).await? else { continue };
-        found.extend(run.segments().iter().filter_map(|segment| match segment {
-            Segment::Block(extent) => Some(extent.clone()),
-            Segment::Literal(_) => None,
-        }));
+        for index in 0..run.segments().len() {
+            if let Some((start, Segment::Block(extent))) = run.segment(index) {
+                found.push(Wanted::of(&file.entry, start, extent));
+            }
+        }
     }
     Ok(found)
 }
@@ -128,7 +141,13 @@ pub async fn small_file_extents(blocks: &BlockReader, tree: &NodeTree, files: &[
 #[derive(Debug)]
 enum Piece {
     Literal(Bytes),
-    Block { extent: Extent, from: usize, to: usize },
+    /// `start` is where the block begins in the file.
+    Block {
+        extent: Extent,
+        start: u64,
+        from: usize,
+        to: usize,
+    },
 }
 
 /// Cuts `offset..end` out of a run that covers `offset`; returns where it stopped, always behind `offset`.
@@ -141,21 +160,13 @@ fn cut(run: &SegmentRun, offset: u64, end: u64, pieces: &mut Vec<Piece>) -> u64 
         // Segments are at most 8 MiB long, so their inner offsets fit.
         let (from, to) = ((at - start) as usize, (until - start) as usize);
         pieces.push(match segment {
-            Segment::Block(extent) => Piece::Block { extent: extent.clone(), from, to },
+            Segment::Block(extent) => Piece::Block { extent: extent.clone(), start, from, to },
             Segment::Literal(bytes) => Piece::Literal(Bytes::copy_from_slice(&bytes[from..to])),
         });
         at = until;
         index += 1;
     }
     at
-}
-
-fn extents(pieces: &[Piece]) -> Vec<Extent> {
-    let blocks = pieces.iter().filter_map(|piece| match piece {
-        Piece::Block { extent, .. } => Some(extent.clone()),
-        Piece::Literal(_) => None,
-    });
-    blocks.take(AHEAD_BLOCKS).collect()
 }
 
 /// One open handle of a file: its reads, and how they move.
@@ -185,13 +196,7 @@ impl FileReader {
             return Ok(Bytes::new());
         }
         let pieces = self.map.pieces(offset, end).await?;
-        let wanted: Vec<_> = pieces
-            .iter()
-            .filter_map(|piece| match piece {
-                Piece::Block { extent, .. } => Some(extent.clone()),
-                Piece::Literal(_) => None,
-            })
-            .collect();
+        let wanted = self.map.blocks_of(&pieces).collect::<Vec<_>>();
         // What was asked for goes out before what may be asked for next.
         let pending = self.map.blocks.request(&self.map.tree, &wanted);
         self.look_ahead(offset, end);
@@ -231,7 +236,7 @@ fn join(pieces: Vec<Piece>, mut block: impl FnMut(&Extent) -> Option<Bytes>) -> 
     for piece in pieces {
         parts.push(match piece {
             Piece::Literal(bytes) => bytes,
-            Piece::Block { extent, from, to } => block(&extent)?.slice(from..to),
+            Piece::Block { extent, from, to, .. } => block(&extent)?.slice(from..to),
         });
     }
     if parts.len() == 1 {

@@ -30,7 +30,7 @@ async fn setup(content: &[u8], cache_bytes: u64, options: ReadOptions) -> Setup 
     let path = crate::model::names::TreePath::new(*b"f").expect("legal");
     let entry = source.entry(&node, &path).await.expect("readable").expect("there");
     let cache = Arc::new(MemoryCache::new(cache_bytes));
-    let blocks = BlockReader::new(source.clone(), cache.clone(), options, Handle::current());
+    let blocks = BlockReader::new(source.clone(), cache.clone(), None, options, Handle::current());
     let map = FileMap::new(blocks.clone(), node, entry);
     Setup { source, cache, blocks, map }
 }

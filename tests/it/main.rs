@@ -2,6 +2,7 @@
 
 mod cli;
 mod consistency;
+mod disk_cache;
 mod end_to_end;
 mod foreign_host;
 mod golden;

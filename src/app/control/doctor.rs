@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::super::control_args::{DoctorArgs, SourceArgs};
+use super::super::disk_cache;
 use super::super::failure::{Exit, Failure};
 use super::super::wiring::{ClusterNode, Session};
 use crate::base::Clock;
@@ -37,6 +38,7 @@ pub async fn run(session: &Session, args: DoctorArgs) -> Result<Exit, Failure> {
     checks.push(fuse());
     let (found, advice) = super::updatedb::look();
     checks.push(Check { advice, ..Check::new("updatedb", Ok(found)) });
+    checks.extend(cache(session));
     let mut text = String::new();
     for check in &checks {
         match &check.outcome {
@@ -134,6 +136,19 @@ async fn node(node: &ClusterNode, clock: &Arc<dyn Clock>) -> Result<String, Fail
     let description = described.map_err(with_rights)?;
     prepared.map_err(with_rights)?;
     Ok(format!("{} {} {} at {} can be captured", description.store, description.version, description.role, description.address))
+}
+
+fn cache(session: &Session) -> Option<Check> {
+    let looked = || -> Result<Option<String>, Failure> {
+        let Some(options) = disk_cache::merge(None, None, &session.config.cache)? else { return Ok(None) };
+        let mut others: Vec<_> = session.config.mount.mountpoint.iter().cloned().collect();
+        // Without a repository another check says so.
+        others.extend(session.repository_directory().unwrap_or_default());
+        disk_cache::check_place(&options.directory, &others)?;
+        Ok(Some(disk_cache::seen(&options)?.0))
+    };
+    let outcome = looked().transpose()?;
+    Some(Check::new("cache", outcome))
 }
 
 fn fuse() -> Check {

@@ -42,9 +42,7 @@ const NEVER: &[&str] = &["dev", "exec", "rw", "suid"];
 /// For SELinux: the kernel's.
 pub const SECURITY: [&str; 4] = ["context", "defcontext", "fscontext", "rootcontext"];
 /// Options with a value, which `tintype mount` has under the same words.
-const VALUED: &[&str] = &["config", "deadline", "key_file", "memory", "owner", "password_file"];
-/// Only in memory so far: where blocks are kept on a disk is said here once they are.
-const CACHE: &str = "cache_dir";
+const VALUED: &[&str] = &["cache_dir", "cache_size", "config", "deadline", "key_file", "memory", "owner", "password_file"];
 
 /// What mount(8) asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -108,9 +106,6 @@ pub fn translate(arguments: impl IntoIterator<Item = OsString>) -> Result<Asked,
             Err(failure) if is_sloppy => asked.notes.push(failure.message),
             Err(failure) => return Err(failure),
         }
-        if option.starts_with(CACHE) {
-            asked.notes.push(format!("{CACHE} is not used by this version: blocks are kept in memory"));
-        }
     }
     asked.command = (!is_fake).then_some(command);
     Ok(asked)
@@ -139,14 +134,13 @@ fn translated(option: &str) -> Result<Vec<String>, Failure> {
         }
         Some(value) if VALUED.contains(&name) => Ok(vec![format!("--{}", name.replace('_', "-")), value.to_owned()]),
         Some(_) if SECURITY.contains(&name) => Ok(vec!["--kernel-option".to_owned(), option.to_owned()]),
-        Some(_) if name == CACHE => Ok(Vec::new()),
         _ if IGNORED.contains(&name) || name.to_ascii_lowercase().starts_with("x-") => Ok(Vec::new()),
         _ => Err(unknown(name)),
     }
 }
 
 fn unknown(name: &str) -> Failure {
-    let known = VALUED.iter().chain(IGNORED).chain(&SECURITY).chain(&["allow_other", CACHE]);
+    let known = VALUED.iter().chain(IGNORED).chain(&SECURITY).chain(&["allow_other"]);
     let nearest = known.map(|known| (strsim::damerau_levenshtein(name, known), known)).min();
     let failure = usage(format!("option {name} is not known"));
     match nearest {
@@ -226,7 +220,6 @@ mod tests {
     fn sloppy_lets_it_pass_and_fake_does_nothing() {
         assert_eq!(translate_text("a /b -s -o typo,ro").expect("sloppy").notes, ["mount: option typo is not known"]);
         assert_eq!(translate_text("a /b -f").expect("fake").command, None);
-        assert_eq!(translate_text("a /b -o cache_dir=/c").expect("known").notes.len(), 1);
     }
 
     #[test]

@@ -75,6 +75,12 @@ fn daemon_command(session: &Session, args: &MountArgs, mountpoint: &Path) -> Res
     if let Some(memory) = args.memory {
         command.arg("--memory").arg(memory.0.to_string());
     }
+    if let Some(directory) = &args.cache_dir {
+        command.arg("--cache-dir").arg(std::path::absolute(directory).unwrap_or_else(|_| directory.clone()));
+    }
+    if let Some(size) = args.cache_size {
+        command.arg("--cache-size").arg(size.0.to_string());
+    }
     if let Some(deadline) = args.deadline {
         command.arg("--deadline").arg(format!("{}ms", deadline.0.as_millis()));
     }

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::super::control_args::StatusArgs;
+use super::super::disk_cache;
 use super::super::failure::{Exit, Failure};
 use super::super::output::age;
 use super::super::wiring::Session;
@@ -91,7 +92,18 @@ async fn fleet(session: &Session, repository: &Repository) -> Result<Exit, Failu
     if clusters.is_empty() {
         text.push_str("no cluster is stored yet\nnext: tintype snapshot NAME --redis HOST:PORT\n");
     }
-    session.output.result(&text, &json!({"clusters": clusters}));
+    let mut value = json!({"clusters": clusters});
+    if let Some(options) = disk_cache::merge(None, None, &session.config.cache)? {
+        // A cache that cannot be looked at is the doctor's business, and takes nothing away from what is stored.
+        match disk_cache::seen(&options) {
+            Ok((line, seen)) => {
+                text.push_str(&format!("cache  {line}\n"));
+                value["cache"] = seen;
+            }
+            Err(failure) => text.push_str(&format!("cache  WRONG {}\n", failure.message)),
+        }
+    }
+    session.output.result(&text, &value);
     Ok(Exit::Done)
 }
 

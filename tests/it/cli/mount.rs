@@ -152,3 +152,57 @@ fn a_signal_ends_a_mount_in_the_foreground() {
     begun.ended().done();
     assert!(!is_mounted(&place.0));
 }
+
+#[test]
+fn a_cache_on_a_disk_is_kept_used_and_shown() {
+    let home = Home::with_snapshot();
+    let (place, other) = (Mountpoint::new(&home, "mount"), Mountpoint::new(&home, "other"));
+    let text = format!(
+        "state_directory = {:?}\n[cache]\ndirectory = {:?}\nsize = \"64MiB\"\nkeep_free = \"1MiB\"\n",
+        home.path("state"),
+        home.path("cache")
+    );
+    home.private("tintype.toml", &text);
+    let process = home.run(&["mount", &place.text(), "--json"]).json()["process"].clone();
+    look(&["diff", "-r", &home.text("data"), &home.text("mount/demo/latest/data")]).done();
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        let seen = home.run(&["status", "--json"]).json()["cache"].clone();
+        assert_eq!((&seen["process"], seen["limit_bytes"].as_u64()), (&process, Some(64 << 20)), "{seen}");
+        if seen["used_bytes"].as_u64().is_some_and(|bytes| bytes > 300_000) && seen["files"].as_u64() == Some(2) {
+            break;
+        }
+        assert!(Instant::now() < until, "{seen}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(home.run(&["doctor"]).done().text().contains(&format!("ok    cache: {}", home.text("cache"))));
+    // One daemon for a cache.
+    home.run(&["mount", &other.text()]).refused(1, &[&home.text("cache"), &format!("process {process}")]);
+    assert!(!is_mounted(&other.0));
+    let second = home.text("cache2");
+    home.run(&["mount", &other.text(), "--cache-dir", &second, "--cache-size", "32MiB"]).done();
+    home.run(&["unmount", &other.text()]).done();
+    home.run(&["unmount", &place.text()]).done();
+    home.run(&["mount", &place.text()]).done();
+    look(&["diff", "-r", &home.text("data"), &home.text("mount/demo/latest/data")]).done();
+    home.run(&["unmount", &place.text()]).done();
+}
+
+#[test]
+fn places_that_cannot_be_a_cache_are_named() {
+    let home = Home::with_snapshot();
+    let place = Mountpoint::new(&home, "place/mount");
+    let mount = |directory: &str| home.run(&["mount", &place.text(), "--cache-dir", directory, "--cache-size", "1GiB"]);
+    for inside in ["repository", "repository/new/cache", ""] {
+        mount(&home.text(inside)).refused(1, &["repository", "cache"]);
+    }
+    mount(&home.text("place/mount/cache")).refused(1, &[&place.text(), "inside or above"]);
+    mount(&home.text("place")).refused(1, &[&place.text(), "inside or above"]);
+    mount(&home.text("data")).refused(1, &["data", "no cache of tintype"]);
+    std::fs::create_dir(home.path("open")).expect("makes");
+    std::fs::set_permissions(home.path("open"), std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("chmods");
+    mount(&home.text("open")).refused(1, &["open", "0777", "others"]);
+    home.run(&["mount", &place.text(), "--cache-dir", "x"]).refused(2, &["how large"]);
+    home.run(&["mount", &place.text(), "--cache-size", "1GiB"]).refused(2, &["no directory"]);
+    assert!(!is_mounted(&place.0) && !home.path("repository/new").exists());
+}
