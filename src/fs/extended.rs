@@ -2,10 +2,7 @@
 //!
 //! Which names an inode has follows from what it is, so that listing them never waits. Asking for a value waits for what
 //! opening the file would wait for, and for nothing else; asking for a name that is not there never does: programs such
-//! as `ls -l` ask each file for several.
-//!
-//! What the local caches hold of a file (`user.tintype.cached_bytes`) belongs into [`FILE`] and [`of_file`] too, once there is
-//! a cache that outlives the mount.
+//! as `ls -l` ask each file for several. What the cache on a disk holds of a file is the one value that changes.
 
 use crate::fs::error::FsError;
 use crate::fs::inode::{Inode, Place};
@@ -16,11 +13,12 @@ const BLOCKS: &str = "user.tintype.blocks";
 const BLOCK_BYTES: &str = "user.tintype.block_bytes";
 const CONTENT: &str = "user.tintype.content";
 const CLASS: &str = "user.tintype.class";
+const CACHED_BYTES: &str = "user.tintype.cached_bytes";
 const UUID: &str = "user.tintype.uuid";
 const CONSISTENT: &str = "user.tintype.consistent";
 
 /// Of a captured file.
-const FILE: &[&str] = &[BLOCKS, BLOCK_BYTES, CONTENT, CLASS];
+const FILE: &[&str] = &[BLOCKS, BLOCK_BYTES, CONTENT, CLASS, CACHED_BYTES];
 /// Of a snapshot's directory.
 const SNAPSHOT: &[&str] = &[UUID, CONSISTENT];
 
@@ -51,6 +49,8 @@ impl SnapshotFs {
         match &inode.place {
             Place::Snapshot(shown) if *name == UUID => Some(Ok(shown.listed.uuid.to_string().into_bytes())),
             Place::Snapshot(shown) => Some(Ok(consistent(self.catalogue.known_snapshot(shown)?.manifest.cut.consistent))),
+            // The disk is asked, which may wait.
+            Place::Captured { .. } if *name == CACHED_BYTES => None,
             Place::Captured { node, path, .. } => {
                 let found = self.catalogue.known_entry(node, path)?;
                 Some(found.ok_or(FsError::NotFound).and_then(|placed| of_file(&placed.entry, name.as_bytes())))
@@ -68,7 +68,13 @@ impl SnapshotFs {
         self.within(async {
             match &inode.place {
                 Place::Snapshot(shown) => Ok(consistent(self.catalogue.snapshot(shown).await?.manifest.cut.consistent)),
-                Place::Captured { node, path, .. } => of_file(&self.catalogue.entry(node, path).await?.entry, name),
+                Place::Captured { node, path, .. } => {
+                    let entry = self.catalogue.entry(node, path).await?.entry;
+                    if name == CACHED_BYTES.as_bytes() {
+                        return Ok(self.blocks.kept_bytes(&entry).await.to_string().into_bytes());
+                    }
+                    of_file(&entry, name)
+                }
                 _ => Err(FsError::NoAttribute),
             }
         })

@@ -18,8 +18,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use crate::cache::{BlockCache, FileCache};
 use crate::model::extent::Extent;
 use crate::model::ids::BlockId;
+use crate::model::manifest::TreeEntry;
 use crate::read::error::ReadError;
-use crate::read::kept::{Kept, Wanted};
+use crate::read::kept::{Kept, Wanted, file_key};
 use crate::repo::{NodeTree, RepoError, SnapshotSource};
 
 /// Most plain bytes asked of the source in one call: large enough to hide the first byte's latency, small enough that
@@ -99,6 +100,14 @@ impl BlockReader {
     /// How long one fetch may take.
     pub fn deadline(&self) -> Duration {
         self.options.deadline
+    }
+
+    /// Bytes of a file that the cache on a disk holds; 0 where there is none.
+    pub async fn kept_bytes(&self, file: &TreeEntry) -> u64 {
+        match (&self.kept, &file.content) {
+            (Some(kept), Some(content)) => kept.bytes_of(file_key(content)).await,
+            _ => 0,
+        }
     }
 
     /// Where tasks run.

@@ -40,13 +40,18 @@ impl Wanted {
     /// A block of `file` that begins at `offset`.
     pub fn of(file: &TreeEntry, offset: u64, extent: &Extent) -> Self {
         let place = |content: &FileContent| BlockPlace {
-            file: FileKey { content: content.id, size_bytes: content.size_bytes, block_bytes: content.block_bytes },
+            file: file_key(content),
             offset,
             id: extent.id,
             plain_bytes: extent.plain_bytes,
         };
         Self { extent: extent.clone(), place: file.content.as_ref().map(place) }
     }
+}
+
+/// What the cache knows a content by.
+pub(super) fn file_key(content: &FileContent) -> FileKey {
+    FileKey { content: content.id, size_bytes: content.size_bytes, block_bytes: content.block_bytes }
 }
 
 #[derive(Debug)]
@@ -92,6 +97,17 @@ impl Kept {
                 self.paused_until_ms.store(now_ms() + PAUSE.as_millis() as u64, Ordering::Relaxed);
                 nothing
             }
+        }
+    }
+
+    /// Bytes of a file that are there.
+    pub(super) async fn bytes_of(&self, file: FileKey) -> u64 {
+        let files = self.files.clone();
+        let looking = tokio::task::spawn_blocking(move || files.cached_bytes(&file));
+        match tokio::time::timeout(self.patience, looking).await {
+            Ok(Ok(bytes)) => bytes,
+            // Nothing that could be read now.
+            Ok(Err(_)) | Err(_) => 0,
         }
     }
 

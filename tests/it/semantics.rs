@@ -384,11 +384,12 @@ fn extended(path: &Path) -> BTreeMap<String, String> {
 fn extended_attributes_tell_how_a_file_is_stored() {
     let place = Place::new();
     let of_file = extended(&place.file);
-    let names = ["block_bytes", "blocks", "class", "content"].map(|name| format!("user.tintype.{name}"));
+    let names = ["block_bytes", "blocks", "cached_bytes", "class", "content"].map(|name| format!("user.tintype.{name}"));
     assert!(of_file.keys().eq(&names), "{of_file:?}");
     assert_eq!((&*of_file[&names[0]], &*of_file[&names[1]]), ("1048576", "3"));
-    assert!(["immutable", "append_only", "rewritten"].contains(&&*of_file[&names[2]]), "{of_file:?}");
-    let id = &of_file[&names[3]];
+    assert!(["immutable", "append_only", "rewritten"].contains(&&*of_file[&names[3]]), "{of_file:?}");
+    assert_eq!(&*of_file[&names[2]], "0", "without a cache on a disk");
+    let id = &of_file[&names[4]];
     assert!(id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit()), "{id}");
     assert_eq!(extended(&place.node.join("empty"))["user.tintype.blocks"], "0");
 

@@ -175,6 +175,8 @@ fn a_cache_on_a_disk_is_kept_used_and_shown() {
         assert!(Instant::now() < until, "{seen}");
         std::thread::sleep(Duration::from_millis(20));
     }
+    let attribute = ["getfattr", "--only-values", "-n", "user.tintype.cached_bytes", &home.text("mount/demo/latest/data/a")];
+    assert_eq!(look(&attribute).done().text(), "300000");
     assert!(home.run(&["doctor"]).done().text().contains(&format!("ok    cache: {}", home.text("cache"))));
     // One daemon for a cache.
     home.run(&["mount", &other.text()]).refused(1, &[&home.text("cache"), &format!("process {process}")]);
