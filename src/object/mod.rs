@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+pub mod breaker;
 pub mod conformance;
 pub mod faulty;
 mod keys;
@@ -21,6 +22,7 @@ mod open;
 pub mod probe;
 pub mod s3;
 
+pub use breaker::Breaker;
 pub use keys::{LONGEST_COMPONENT_BYTES, LONGEST_KEY_BYTES, check_key};
 pub use open::{create, open};
 pub use probe::probe;

@@ -55,6 +55,17 @@ fn lost(key: &str, error: ObjectError) -> RepoError {
     }
 }
 
+/// What does not verify is read once more before it counts as damaged: a bit may have flipped on the way.
+async fn twice<T, F: Future<Output = Result<T, RepoError>>>(work: impl Fn() -> F) -> Result<T, RepoError> {
+    match work().await {
+        Err(error @ RepoError::Corrupt { .. }) => {
+            tracing::warn!(%error, "is read once more");
+            work().await
+        }
+        result => result,
+    }
+}
+
 impl Repository {
     pub(super) fn block_key(cluster: &ClusterName, extent: &Extent) -> String {
         format!("{}{}", layout::packs(cluster, &extent.pack.node), layout::pack_name(extent.pack.pack))
@@ -69,10 +80,13 @@ impl Repository {
         if let Some(fault) = extent.fault() {
             return Err(RepoError::corrupt(key, fault));
         }
-        let sealed =
-            self.store().get(&key, Some(u64::from(extent.offset)..extent.end())).await.map_err(|error| lost(&key, error))?;
-        open_named(&self.sealer(cluster), kind, place, extent, &sealed)
-            .map_err(|reason| RepoError::corrupt(format!("{key} at {}", extent.offset), reason))
+        twice(|| async {
+            let range = u64::from(extent.offset)..extent.end();
+            let sealed = self.store().get(&key, Some(range)).await.map_err(|error| lost(&key, error))?;
+            open_named(&self.sealer(cluster), kind, place, extent, &sealed)
+                .map_err(|reason| RepoError::corrupt(format!("{key} at {}", extent.offset), reason))
+        })
+        .await
     }
 
     pub(super) async fn tree_page(&self, cluster: &ClusterName, reference: &TreePageRef) -> Result<Arc<TreePage>, RepoError> {
@@ -276,7 +290,8 @@ impl SnapshotSource for Repository {
             groups.push(group);
             rest = tail;
         }
-        let fetched = futures::future::try_join_all(groups.into_iter().map(|group| self.read_group(cluster, group))).await?;
+        let fetched =
+            futures::future::try_join_all(groups.into_iter().map(|group| twice(|| self.read_group(cluster, group)))).await?;
         Ok(fetched.into_iter().flatten().collect())
     }
 }
@@ -291,6 +306,10 @@ impl Repository {
         }
         let base = u64::from(first.offset);
         let sealed = self.store().get(&key, Some(base..last.end())).await.map_err(|error| lost(&key, error))?;
+        if sealed.len() as u64 != last.end() - base {
+            let reason = format!("{} bytes delivered of {base}..{}", sealed.len(), last.end());
+            return Err(RepoError::corrupt(key, reason));
+        }
         let sealer = self.sealer(cluster);
         let mut opening = Vec::with_capacity(group.len());
         for extent in group {

@@ -67,6 +67,26 @@ async fn an_upload_is_called_checked_only_by_a_store_that_was_seen_to_check() {
 }
 
 #[tokio::test]
+async fn credentials_that_are_replaced_in_their_file_are_taken_up() {
+    let server = S3Server::s3s();
+    let good = store(server.options());
+    good.put("object", body(), PutMode::Replace).await.expect("put");
+    let options = server.options_with_secret("expired");
+    let file = options.credentials_file.clone().expect("it has one");
+    let store = store(options);
+    store.get("object", None).await.expect_err("refused");
+    let text = std::fs::read_to_string(&file).expect("ours");
+    std::fs::write(&file, text.replace("expired", crate::support::s3::SECRET_KEY)).expect("ours");
+    let began = Instant::now();
+    // The file is not read for every refusal.
+    while let Err(error) = store.get("object", None).await {
+        assert!(matches!(error, ObjectError::Denied { .. }), "{error:?}");
+        assert!(began.elapsed() < Duration::from_secs(15), "the old secret is still used");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
 async fn a_wrong_secret_is_denied_in_the_server_s_words() {
     let server = S3Server::s3s();
     let store = store(server.options_with_secret("wrong"));

@@ -10,6 +10,7 @@ use std::future::Future;
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use aws_lc_rs::digest;
@@ -20,7 +21,7 @@ use aws_sdk_s3::primitives::{ByteStream, DateTime};
 use aws_sdk_s3::types::{ServerSideEncryption, StorageClass};
 use base64::Engine;
 use bytes::Bytes;
-use tokio::sync::OnceCell;
+use tokio::sync::Mutex;
 
 use super::keys::{check_folder, check_key, check_limit, check_prefix, check_range, invalid};
 use super::{Capabilities, ObjectEntry, ObjectError, ObjectPage, ObjectStore, ObjectVersion, PutMode, PutReceipt};
@@ -40,13 +41,16 @@ mod tests;
 /// The most that is read at once, and room is made for before the bytes are there: twice the largest manifest.
 const LARGEST_BODY_BYTES: u64 = 128 * 1024 * 1024;
 
+/// A refusal makes us look for other credentials at most this often.
+const RENEW_AFTER: Duration = Duration::from_secs(5);
+
 /// A prefix of a bucket.
 #[derive(Debug)]
 pub struct S3Store {
     options: S3Options,
     /// Empty, or ends with a slash.
     base: String,
-    client: OnceCell<Client>,
+    current: Mutex<Option<(Client, Instant)>>,
     checks_uploads: AtomicU8,
 }
 
@@ -60,11 +64,28 @@ impl S3Store {
     pub fn new(options: S3Options) -> Result<Self, ObjectError> {
         options.check().map_err(|reason| invalid(&options.location(), reason))?;
         let base = if options.prefix.is_empty() { String::new() } else { format!("{}/", options.prefix) };
-        Ok(Self { options, base, client: OnceCell::new(), checks_uploads: AtomicU8::new(CHECKS_UNKNOWN) })
+        Ok(Self { options, base, current: Mutex::default(), checks_uploads: AtomicU8::new(CHECKS_UNKNOWN) })
     }
 
-    async fn client(&self) -> &Client {
-        self.client.get_or_init(|| Box::pin(client::build(&self.options))).await
+    async fn client(&self) -> Client {
+        let mut current = self.current.lock().await;
+        if let Some((client, _)) = &*current {
+            return client.clone();
+        }
+        let client = Box::pin(client::build(&self.options)).await;
+        *current = Some((client.clone(), Instant::now()));
+        client
+    }
+
+    /// Credentials that somebody replaced (a file written anew, a session prolonged) are read again: what was refused may be
+    /// let in. False where that was done a moment ago.
+    async fn renew_client(&self) -> bool {
+        let mut current = self.current.lock().await;
+        let is_old = current.as_ref().is_some_and(|(_, built)| built.elapsed() >= RENEW_AFTER);
+        if is_old {
+            *current = None;
+        }
+        is_old
     }
 
     fn full_key(&self, key: &str) -> String {
@@ -91,6 +112,7 @@ impl S3Store {
             };
             let error = match answer {
                 Err(error) if error.is_transient() => error,
+                Err(ObjectError::Denied { .. }) if self.renew_client().await => continue,
                 answer => return answer,
             };
             failed += 1;
@@ -243,7 +265,7 @@ impl ObjectStore for S3Store {
         let stored = self
             .tried(key, || async {
                 tries.fetch_add(1, Ordering::Relaxed);
-                let request = self.put_request(self.client().await, key, body.clone(), &checksum);
+                let request = self.put_request(&self.client().await, key, body.clone(), &checksum);
                 let request = match &mode {
                     PutMode::Replace => request,
                     PutMode::Create => request.if_none_match("*"),
@@ -326,7 +348,7 @@ impl ObjectStore for S3Store {
         check_key(key)?;
         let wrong = sha256(b"another body");
         self.tried(key, || async {
-            let request = self.put_request(self.client().await, key, body.clone(), &wrong);
+            let request = self.put_request(&self.client().await, key, body.clone(), &wrong);
             boxed(request.send()).await.map(|_| ()).map_err(|error| self.error(Failure::from(error), key))
         })
         .await
