@@ -98,6 +98,8 @@ pub struct MountConfig {
     pub memory: Option<Bytes>,
     /// No call takes longer.
     pub deadline: Option<Span>,
+    /// The kernel reads files by itself that the cache has whole.
+    pub passthrough: Option<bool>,
 }
 
 /// `[cache]`: blocks that a mount keeps on a disk of this host.

@@ -69,6 +69,8 @@ pub enum Verb {
     Mount(MountArgs),
     /// Take a mount away, whatever is stuck in it
     Unmount(UnmountArgs),
+    /// Fetch a node of a snapshot into the cache on this host's disk
+    Warm(WarmArgs),
     /// Restore nodes from a snapshot; shows the plan, acts with --yes
     Restore(RestoreArgs),
     /// Put the directory from before a restore back
@@ -233,6 +235,19 @@ pub struct MountArgs {
 pub struct UnmountArgs {
     /// Where it is mounted
     pub mountpoint: PathBuf,
+}
+
+/// `warm`
+#[derive(Debug, Args)]
+pub struct WarmArgs {
+    /// CLUSTER/DATE/NODE[/PATH]
+    pub source: String,
+    /// The cache [default: the configuration's, else that of a mount of this repository]
+    #[arg(long, value_name = "DIRECTORY")]
+    pub cache_dir: Option<PathBuf>,
+    /// The most that the cache directory takes on the disk, where no mount uses it
+    #[arg(long, value_name = "SIZE")]
+    pub cache_size: Option<Bytes>,
 }
 
 /// `restore`

@@ -71,6 +71,7 @@ pub struct MountRequest {
     pub mountpoint: PathBuf,
     args: MountArgs,
     allow_other: bool,
+    passthrough: bool,
     owner: Option<(u32, u32)>,
     memory: Option<Bytes>,
     deadline: Option<Span>,
@@ -94,6 +95,7 @@ impl MountRequest {
                 .map_err(|error| Failure::usage(format!("{}: {error}", mountpoint.display())))?,
             args: args.clone(),
             allow_other: args.allow_other || config.allow_other,
+            passthrough: config.passthrough.unwrap_or(true),
             owner,
             memory: args.memory.or(config.memory),
             deadline: args.deadline.or(config.deadline),
@@ -120,6 +122,7 @@ impl MountRequest {
             ("allow_other", self.allow_other != other.allow_other),
             ("owner", self.owner != other.owner),
             ("memory", self.memory != other.memory),
+            ("passthrough", self.passthrough != other.passthrough),
         ];
         differs.into_iter().filter_map(|(key, differs)| differs.then_some(key)).collect()
     }
@@ -141,8 +144,8 @@ fn security_contexts(options: &[String]) -> Vec<String> {
 
 /// Serves until it is unmounted or told to stop.
 pub async fn serve_mount(session: &Session, request: &MountRequest, ready: Readiness) -> Result<(), Failure> {
-    let repository = match session.repository().await {
-        Ok(repository) => repository,
+    let (repository, store) = match session.lasting_repository(request.deadline()).await {
+        Ok(opened) => opened,
         Err(failure) => {
             // Who started us waits for a word.
             ready.tell(Err(&failure));
@@ -150,8 +153,10 @@ pub async fn serve_mount(session: &Session, request: &MountRequest, ready: Readi
         }
     };
     let mut options = MountOptions::new(&request.mountpoint);
+    options.repository = Some(repository.descriptor().repository.to_string());
     options.allow_other = request.allow_other;
     options.owner = request.owner;
+    options.passthrough = request.passthrough;
     options.source_name.clone_from(&request.source_name);
     options.kernel_options.clone_from(&request.kernel_options);
     if let Some(memory) = request.memory {
@@ -172,7 +177,8 @@ pub async fn serve_mount(session: &Session, request: &MountRequest, ready: Readi
         }
         told => told,
     };
-    let source = Renewable::new(repository);
+    let source = Renewable::new(repository, store);
+    options.store = Some(source.clone());
     let (deadline, changed) = watch::channel(options.deadline);
     options.deadline_changes = Some(changed);
     let renewal = Renewal { source: source.clone(), request: request.clone(), deadline, supervisor: supervisor.clone() };

@@ -13,6 +13,7 @@ use crate::model::names::BadName;
 use crate::model::snapshot_name::{BadSnapshotName, NoSingleSnapshot};
 use crate::node::UploadError;
 use crate::object::ObjectError;
+use crate::read::ReadError;
 use crate::repo::RepoError;
 
 /// How a program ends. The numbers are promised to scripts.
@@ -137,6 +138,17 @@ impl From<RepoError> for Failure {
             RepoError::Source { .. } => ("source", "see what is wrong with the file that it names, then run the command again"),
         };
         Self::new(code, error.to_string()).hint(hint)
+    }
+}
+
+impl From<ReadError> for Failure {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Repo(error) => error.into(),
+            ReadError::DeadlineExceeded { .. } | ReadError::BrokenOff { .. } => {
+                Self::new("read", error.to_string()).hint("check the object store: tintype doctor")
+            }
+        }
     }
 }
 

@@ -22,6 +22,7 @@ mod mountpoint;
 pub mod notify;
 pub mod output;
 pub mod renewal;
+pub mod served;
 pub mod telemetry;
 pub mod wiring;
 

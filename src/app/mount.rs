@@ -22,11 +22,13 @@ use super::disk_cache::{check_place, overlap};
 use super::failure::Failure;
 use super::mount_memory;
 use super::mountpoint::{Look, PATIENCE, check_device, clean_path, look, within};
+use super::renewal::Renewable;
+use super::served;
 use crate::base::SystemClock;
 use crate::cache::{DiskCache, DiskOptions, FileCache, MemoryCache};
 use crate::fs::{FsOptions, Owner, SnapshotFs};
 use crate::fuse::mounts::{MountEntry, mounted_at, take_off};
-use crate::fuse::{Session, SessionOptions};
+use crate::fuse::{PassthroughState, Session, SessionOptions};
 use crate::read::BlockReader;
 use crate::repo::SnapshotSource;
 
@@ -58,6 +60,12 @@ pub struct MountOptions {
     pub kernel_options: Vec<String>,
     /// Blocks on a disk, too.
     pub cache: Option<DiskOptions>,
+    /// The kernel reads files that the cache has whole by itself, where it can.
+    pub passthrough: bool,
+    /// UUID of the repository, which the mount tells whoever asks.
+    pub repository: Option<String>,
+    /// What knows whether the store answers.
+    pub store: Option<Arc<Renewable>>,
     /// Directories that neither the mountpoint nor the cache may be inside or above: the repository's.
     pub forbidden: Vec<PathBuf>,
     /// Threads that take the kernel's requests; absent: as many as cores, at most four.
@@ -78,6 +86,9 @@ impl MountOptions {
             source_name: None,
             kernel_options: Vec::new(),
             cache: None,
+            passthrough: true,
+            repository: None,
+            store: None,
             forbidden: Vec::new(),
             threads: None,
         }
@@ -275,12 +286,15 @@ async fn begin(source: Arc<dyn SnapshotSource>, options: &MountOptions) -> Resul
         let cache = Arc::new(MemoryCache::new(cache_bytes));
         let files = disk.clone().map(|disk| disk as Arc<dyn FileCache>);
         let blocks = BlockReader::new(source, cache, files, read, runtime);
+        let passthrough = PassthroughState::default();
+        let about = served::about(&options, disk.clone(), passthrough.clone());
         let own_owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         let fs = FsOptions {
             owner: options.owner,
             own_owner,
             deadline: options.deadline,
             fresh_for: options.fresh_for,
+            about,
             ..FsOptions::default()
         };
         let fs = SnapshotFs::new(blocks, Arc::new(SystemClock::default()), fs);
@@ -290,6 +304,7 @@ async fn begin(source: Arc<dyn SnapshotSource>, options: &MountOptions) -> Resul
         let session = SessionOptions {
             allow_other: options.allow_other,
             threads: options.threads,
+            passthrough: (options.passthrough && disk.is_some()).then_some(passthrough),
             source_name: options.source_name.clone(),
             kernel_options: options.kernel_options.clone(),
         };

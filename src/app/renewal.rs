@@ -22,31 +22,37 @@ use super::wiring::Session;
 use crate::model::extent::{Extent, SegmentRun};
 use crate::model::manifest::ClusterManifest;
 use crate::model::names::{ClusterName, NodeName, TreePath};
+use crate::object::Breaker;
 use crate::repo::{ListedSnapshot, NodeTree, PlacedEntry, RepoError, Repository, SnapshotSource};
 
 /// A repository that may be opened anew behind those who read from it.
 #[derive(Debug)]
 pub struct Renewable {
-    current: RwLock<Arc<Repository>>,
+    current: RwLock<(Arc<Repository>, Arc<Breaker>)>,
 }
 
 impl Renewable {
     /// Begins with this one.
-    pub fn new(repository: Arc<Repository>) -> Arc<Self> {
-        Arc::new(Self { current: RwLock::new(repository) })
+    pub fn new(repository: Arc<Repository>, store: Arc<Breaker>) -> Arc<Self> {
+        Arc::new(Self { current: RwLock::new((repository, store)) })
     }
 
     fn current(&self) -> Arc<Repository> {
-        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.current.read().unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+
+    /// For how long its store has not answered; `None` while it does.
+    pub fn away_for(&self) -> Option<Duration> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).1.away_for()
     }
 
     /// From now on this one is read from; it has to be the same repository.
-    fn renew(&self, repository: Arc<Repository>) -> Result<(), Failure> {
+    fn renew(&self, (repository, store): (Arc<Repository>, Arc<Breaker>)) -> Result<(), Failure> {
         if repository.descriptor().repository != self.current().descriptor().repository {
             return Err(Failure::usage(format!("{} is another repository", repository.location()))
                 .hint("restart the daemon for another one"));
         }
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = repository;
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = (repository, store);
         Ok(())
     }
 }
@@ -131,7 +137,7 @@ impl Renewal {
         let log = telemetry::parse(session.config.log.as_deref())?;
         let (request, longest) = (self.request.renewed(session)?, self.request.deadline());
         // The last thing that can go wrong, so that all of it changes or nothing.
-        self.source.renew(session.repository().await?)?;
+        self.source.renew(session.lasting_repository(longest).await?)?;
         telemetry::renew(log);
         let restart = self.request.needs_restart(&request);
         if !restart.is_empty() {

@@ -19,7 +19,7 @@ use crate::driver::{
 use crate::model::names::{ClusterName, NodeName};
 use crate::model::snapshot_name::{DateQuery, SnapshotName};
 use crate::model::time::Timestamp;
-use crate::object::{self, ObjectStore, S3Options};
+use crate::object::{self, Breaker, ObjectStore, S3Options};
 use crate::repo::{ListedSnapshot, Repository, Secret, SnapshotSource};
 
 /// zstd level of blocks where nothing is said: 430 MB/s a core in, 1.5 GB/s out, half the size. A restore at three in
@@ -125,7 +125,26 @@ impl Session {
 
     /// Opens the repository.
     pub async fn repository(&self) -> Result<Arc<Repository>, Failure> {
-        let store = self.store(false)?;
+        self.repository_in(self.store(false)?).await
+    }
+
+    /// The same for who reads for as long as the host runs and whose calls take `deadline` at most: a connection that hangs
+    /// is given up in time for another, and a store that is away is waited for and then left alone.
+    pub async fn lasting_repository(&self, deadline: Duration) -> Result<(Arc<Repository>, Arc<Breaker>), Failure> {
+        let options = self.s3_options()?;
+        let options = S3Options {
+            connect_timeout: options.connect_timeout.min(deadline / 6),
+            read_timeout: options.read_timeout.min(deadline / 3),
+            operation_timeout: options.operation_timeout.min(deadline),
+            // The breaker tries again, once for all who read.
+            max_attempts: options.max_attempts.min(2),
+            ..options
+        };
+        let store = Arc::new(Breaker::new(object::open(self.url()?, options)?, deadline));
+        Ok((self.repository_in(store.clone()).await?, store))
+    }
+
+    async fn repository_in(&self, store: Arc<dyn ObjectStore>) -> Result<Arc<Repository>, Failure> {
         let secret = self.secret()?;
         let repository = Repository::open(store.clone(), secret.as_ref()).await?;
         store.assume(&repository.descriptor().capabilities);

@@ -32,6 +32,9 @@ pub enum FsError {
     /// No extended attribute of that name.
     #[error("no such attribute")]
     NoAttribute,
+    /// Something of the cache on a disk was asked for.
+    #[error("there is no cache on a disk")]
+    NoCache,
     /// The tree is never changed.
     #[error("read-only file system")]
     ReadOnly,
@@ -67,6 +70,7 @@ impl FsError {
             Self::Stale => libc::ESTALE,
             Self::NameTooLong => libc::ENAMETOOLONG,
             Self::NoAttribute => libc::ENODATA,
+            Self::NoCache => libc::EOPNOTSUPP,
             Self::ReadOnly => libc::EROFS,
             Self::TooManyOpen => libc::ENFILE,
             Self::DeadlineExceeded { .. } | Self::Read(ReadError::DeadlineExceeded { .. }) => libc::ETIMEDOUT,
@@ -111,6 +115,7 @@ mod tests {
             (FsError::NotFound, libc::ENOENT),
             (FsError::NoAttribute, libc::ENODATA),
             (FsError::ReadOnly, libc::EROFS),
+            (FsError::NoCache, libc::EOPNOTSUPP),
             (FsError::DeadlineExceeded { limit }, libc::ETIMEDOUT),
             (FsError::Read(ReadError::DeadlineExceeded { what: key(), limit }), libc::ETIMEDOUT),
             (object(ObjectError::DeadlineExceeded { key: key(), limit }), libc::ETIMEDOUT),

@@ -4,6 +4,8 @@
 //! opening the file would wait for, and for nothing else; asking for a name that is not there never does: programs such
 //! as `ls -l` ask each file for several. What the cache on a disk holds of a file is the one value that changes.
 
+use std::sync::Arc;
+
 use crate::fs::error::FsError;
 use crate::fs::inode::{Inode, Place};
 use crate::fs::tree::SnapshotFs;
@@ -22,6 +24,30 @@ const FILE: &[&str] = &[BLOCKS, BLOCK_BYTES, CONTENT, CLASS, CACHED_BYTES];
 /// Of a snapshot's directory.
 const SNAPSHOT: &[&str] = &[UUID, CONSISTENT];
 
+type Facts = Vec<(&'static str, String)>;
+
+/// What whoever mounts the tree says of the mount: extended attributes of the root, with their values of now, from memory.
+#[derive(Clone, Default)]
+pub struct About(Option<Arc<dyn Fn() -> Facts + Send + Sync>>);
+
+impl About {
+    /// `facts` is asked each time, and never waits.
+    pub fn new(facts: impl Fn() -> Facts + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(facts)))
+    }
+
+    fn facts(&self) -> Facts {
+        self.0.as_ref().map_or_else(Vec::new, |facts| facts())
+    }
+}
+
+impl std::fmt::Debug for About {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("About").field(&self.facts()).finish()
+    }
+}
+
+/// Of all but the root.
 fn names(inode: &Inode) -> &'static [&'static str] {
     match &inode.place {
         Place::Captured { .. } if inode.attributes.kind == FileKind::File => FILE,
@@ -34,6 +60,9 @@ impl SnapshotFs {
     /// Names of the extended attributes of an inode, each with a zero byte behind it: always from memory.
     pub fn extended_names(&self, inode: u64) -> Result<Vec<u8>, FsError> {
         let inode = self.inode(inode)?;
+        if matches!(inode.place, Place::Root) {
+            return Ok(self.options.about.facts().iter().flat_map(|(name, _)| name.bytes().chain([0])).collect());
+        }
         Ok(names(&inode).iter().flat_map(|name| name.bytes().chain([0])).collect())
     }
 
@@ -43,6 +72,10 @@ impl SnapshotFs {
             Ok(inode) => inode,
             Err(error) => return Some(Err(error)),
         };
+        if matches!(inode.place, Place::Root) {
+            let found = self.options.about.facts().into_iter().find(|(known, _)| known.as_bytes() == name);
+            return Some(found.map(|(_, value)| value.into_bytes()).ok_or(FsError::NoAttribute));
+        }
         let Some(name) = names(&inode).iter().find(|known| known.as_bytes() == name) else {
             return Some(Err(FsError::NoAttribute));
         };

@@ -32,6 +32,7 @@ mod walks;
 
 pub use attributes::{Attributes, Owner};
 pub use error::FsError;
+pub use extended::About;
 pub use inode::ROOT;
 pub use tree::{Found, FsOptions, SnapshotFs};
 

@@ -178,6 +178,35 @@ impl SnapshotFs {
         }
     }
 
+    /// Length of an open file that the cache on a disk may have whole.
+    pub fn cacheable_bytes(&self, handle: u64) -> Option<u64> {
+        if !self.blocks.keeps_files() {
+            return None;
+        }
+        match &self.files.get(handle).ok()?.content {
+            OpenContent::Stored(reader) => Some(reader.map().size_bytes()),
+            OpenContent::Ready(_) => None,
+        }
+    }
+
+    /// The cached copy of an open file, when the cache on a disk has all of it.
+    pub async fn whole_file(&self, handle: u64) -> Option<std::fs::File> {
+        match &self.files.get(handle).ok()?.content {
+            OpenContent::Stored(reader) => reader.map().whole_file().await,
+            OpenContent::Ready(_) => None,
+        }
+    }
+
+    /// Has a stretch of an open file in the cache on the disk; returns how many bytes of the whole file are there then.
+    pub async fn warm(&self, handle: u64, offset: u64, length: u64) -> Result<u64, FsError> {
+        let file = self.files.get(handle)?;
+        let OpenContent::Stored(reader) = &file.content else { return Ok(0) };
+        if !self.blocks.keeps_files() {
+            return Err(FsError::NoCache);
+        }
+        self.within(async { Ok(reader.map().warm(offset, offset.saturating_add(length)).await?) }).await
+    }
+
     /// Bytes of an open file from memory: `length` of them, fewer only at the end of the file.
     pub fn read_ready(&self, handle: u64, offset: u64, length: u64) -> Option<Result<Bytes, FsError>> {
         let file = match self.files.get(handle) {

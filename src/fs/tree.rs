@@ -13,6 +13,7 @@ use crate::fs::DESCRIPTION;
 use crate::fs::attributes::{Attributes, Owner};
 use crate::fs::catalogue::{Catalogue, Describe, Opened, OpenedNode};
 use crate::fs::error::FsError;
+use crate::fs::extended::About;
 use crate::fs::handle::{HandleTable, OpenDirectory, OpenFile};
 use crate::fs::inode::{Inode, InodeTable, NodeKey, Place, ROOT};
 use crate::fs::listing::ListingTimes;
@@ -42,6 +43,8 @@ pub struct FsOptions {
     pub describe: Describe,
     /// Files, and directories, open at a time.
     pub open_max: usize,
+    /// What the root says of the mount in its extended attributes.
+    pub about: About,
 }
 
 impl Default for FsOptions {
@@ -54,6 +57,7 @@ impl Default for FsOptions {
             patience: Duration::from_millis(500),
             describe: describe_as_json,
             open_max: 1 << 16,
+            about: About::default(),
         }
     }
 }

@@ -13,12 +13,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
     AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
-    WriteFlags,
+    IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    TimeOrNow, WriteFlags,
 };
 use tokio::sync::{Semaphore, watch};
 
+use super::passthrough::{Passthrough, PassthroughState};
+use super::request;
 use crate::fs::{Attributes, Found, FsError, SnapshotFs};
 use crate::model::manifest::FileKind;
 use crate::model::names::COMPONENT_BYTES_MAX;
@@ -39,13 +41,15 @@ const BACKGROUND_REQUESTS: u16 = 64;
 pub struct Adapter {
     fs: Arc<SnapshotFs>,
     tasks: Arc<Semaphore>,
+    passthrough: Option<Arc<Passthrough>>,
     ended: watch::Sender<bool>,
 }
 
 impl Adapter {
-    /// `ended` becomes true when the kernel has let go of the mount.
-    pub fn new(fs: Arc<SnapshotFs>, ended: watch::Sender<bool>) -> Self {
-        Self { fs, tasks: Arc::new(Semaphore::new(TASKS)), ended }
+    /// `ended` becomes true when the kernel has let go of the mount. Without `passthrough` every read comes here.
+    pub fn new(fs: Arc<SnapshotFs>, passthrough: Option<PassthroughState>, ended: watch::Sender<bool>) -> Self {
+        let passthrough = passthrough.map(|state| Arc::new(Passthrough::new(state)));
+        Self { fs, tasks: Arc::new(Semaphore::new(TASKS)), passthrough, ended }
     }
 
     /// Runs `work` as a task. When there is no room before the deadline, its reply is dropped, which the kernel gets as
@@ -125,10 +129,12 @@ fn answer_entry(reply: ReplyEntry, result: Result<Found, FsError>) {
     }
 }
 
+/// Pages stay good for ever. Without this an open during a slow read could not even be killed.
+pub(super) const KEPT: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(FopenFlags::FOPEN_NOFLUSH);
+
 fn answer_open(reply: ReplyOpen, result: Result<u64, FsError>) {
     match result {
-        // Pages stay good for ever. Without this flag an open during a slow read could not even be killed.
-        Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH),
+        Ok(handle) => reply.opened(FileHandle(handle), KEPT),
         Err(error) => reply.error(errno("open", &error)),
     }
 }
@@ -176,6 +182,12 @@ impl Filesystem for Adapter {
                 tracing::debug!(?capability, "the kernel does not have it");
             }
         }
+        if let Some(passthrough) = &self.passthrough {
+            // A cache on a plain file system: nothing is stacked below it.
+            if config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_err() || config.set_max_stack_depth(1).is_err() {
+                passthrough.refuse("the kernel cannot, it needs Linux 6.9 or later");
+            }
+        }
         if let Err(nearest) = config.set_max_background(BACKGROUND_REQUESTS) {
             tracing::debug!(nearest, "the kernel allows another number of background requests");
         }
@@ -220,8 +232,21 @@ impl Filesystem for Adapter {
                 return reply.error(Errno::EROFS);
             }
             match self.fs.open_ready(inode.0) {
-                Some(result) => answer_open(reply, result),
-                None => self.spawn(move |fs| async move { answer_open(reply, fs.open(inode.0).await) }),
+                // With a cache on a disk, that is asked whether it has the file whole.
+                Some(result) if self.passthrough.is_none() => answer_open(reply, result),
+                ready => {
+                    let passthrough = self.passthrough.clone();
+                    self.spawn(move |fs| async move {
+                        let result = match ready {
+                            Some(result) => result,
+                            None => fs.open(inode.0).await,
+                        };
+                        match (passthrough, result) {
+                            (Some(passthrough), Ok(handle)) => passthrough.answer(&fs, inode.0, handle, reply).await,
+                            (_, result) => answer_open(reply, result),
+                        }
+                    });
+                }
             }
         });
     }
@@ -247,7 +272,7 @@ impl Filesystem for Adapter {
     fn release(
         &self,
         _request: &Request,
-        _inode: INodeNo,
+        inode: INodeNo,
         handle: FileHandle,
         _flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
@@ -256,6 +281,7 @@ impl Filesystem for Adapter {
     ) {
         contained("release", || {
             self.fs.release(handle.0);
+            self.passthrough.iter().for_each(|passthrough| passthrough.release(inode.0));
             reply.ok();
         });
     }
@@ -329,6 +355,31 @@ impl Filesystem for Adapter {
 
     fn listxattr(&self, _request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
         contained("listxattr", || answer_extended(reply, size, self.fs.extended_names(inode.0)));
+    }
+
+    fn ioctl(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        handle: FileHandle,
+        flags: IoctlFlags,
+        command: u32,
+        input: &[u8],
+        _room: u32,
+        reply: ReplyIoctl,
+    ) {
+        contained("ioctl", || {
+            if command != request::WARM || flags.contains(IoctlFlags::FUSE_IOCTL_DIR) {
+                return reply.error(Errno::ENOTTY);
+            }
+            let Some((offset, length)) = request::decode(input) else { return reply.error(Errno::EINVAL) };
+            self.spawn(move |fs| async move {
+                match fs.warm(handle.0, offset, length).await {
+                    Ok(cached) => reply.ioctl(0, &request::encode(cached, 0)),
+                    Err(error) => reply.error(errno("ioctl", &error)),
+                }
+            });
+        });
     }
 
     fn statfs(&self, _request: &Request, _inode: INodeNo, reply: ReplyStatfs) {

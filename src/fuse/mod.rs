@@ -1,7 +1,7 @@
 //! The kernel's side of the mount.
 //!
 //! [`adapter`] translates the kernel's requests into calls of [`crate::fs::SnapshotFs`] and nothing else; [`session`]
-//! mounts and ends; [`mounts`] reads the kernel's table of mounts and takes mounts off it, also dead ones.
+//! mounts and ends; `passthrough` has the kernel read cached files on its own; [`request`] is our own one; [`mounts`] reads the kernel's table of mounts and takes mounts off it, also dead ones.
 //!
 //! **Invariants.** A session thread never waits for the source: what needs I/O moves into a bounded task with its reply.
 //! A panic answers one request with EIO and ends nothing.
@@ -10,9 +10,12 @@
 
 pub mod adapter;
 pub mod mounts;
+mod passthrough;
+pub mod request;
 pub mod session;
 
 pub use mounts::MountEntry;
+pub use passthrough::PassthroughState;
 pub use session::{Session, SessionOptions};
 
 /// File system type as the kernel's table shows it: how a mount of ours is told from others'.

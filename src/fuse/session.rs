@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use crate::fs::SnapshotFs;
 use crate::fuse::adapter::Adapter;
 use crate::fuse::mounts::{MountEntry, mounted_at};
+use crate::fuse::passthrough::PassthroughState;
 
 /// The kernel's read-ahead where we may set it: eight times the default makes requests of 1 MiB instead of 128 KiB, which
 /// is a block each.
@@ -29,6 +30,8 @@ pub struct SessionOptions {
     pub threads: Option<usize>,
     /// What the kernel's table shows as the source; absent: `tintype`.
     pub source_name: Option<String>,
+    /// Whole cached files are read by the kernel itself, where it can; it is told here how that goes.
+    pub passthrough: Option<PassthroughState>,
     /// Passed on to the kernel as they are.
     pub kernel_options: Vec<String>,
 }
@@ -67,7 +70,7 @@ impl Session {
         config.n_threads = Some(threads);
         config.clone_fd = threads > 1;
         let (sender, ended) = watch::channel(false);
-        let session = fuser::Session::new(Adapter::new(fs, sender), mountpoint, &config)?.spawn()?;
+        let session = fuser::Session::new(Adapter::new(fs, options.passthrough.clone(), sender), mountpoint, &config)?.spawn()?;
         let session = Self { mountpoint: mountpoint.to_owned(), ended, _session: ManuallyDrop::new(session) };
         session.raise_read_ahead();
         Ok(session)

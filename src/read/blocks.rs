@@ -21,11 +21,12 @@ use crate::model::ids::BlockId;
 use crate::model::manifest::TreeEntry;
 use crate::read::error::ReadError;
 use crate::read::kept::{Kept, Wanted, file_key};
+use crate::read::window::STRETCH_BYTES;
 use crate::repo::{NodeTree, RepoError, SnapshotSource};
 
 /// Most plain bytes asked of the source in one call: large enough to hide the first byte's latency, small enough that
 /// a reader of the first block does not wait long for the last.
-const FETCH_BYTES: u64 = 4 * 1024 * 1024;
+const FETCH_BYTES: u64 = STRETCH_BYTES;
 
 /// Permits are counted in these, because a semaphore's numbers are 32 bits wide.
 const PERMIT_BYTES: u64 = 1024;
@@ -92,9 +93,9 @@ impl BlockReader {
         &self.source
     }
 
-    /// How far ahead one reader may be: the option, or a quarter of a cache that is small.
+    /// How far ahead one reader may be: the option, or a third of a cache that is small.
     pub fn ahead_bytes(&self) -> u64 {
-        self.options.ahead_bytes.min(self.cache.limit_bytes() / 4)
+        self.options.ahead_bytes.min(self.cache.limit_bytes() / 3)
     }
 
     /// How long one fetch may take.
@@ -108,6 +109,17 @@ impl BlockReader {
             (Some(kept), Some(content)) => kept.bytes_of(file_key(content)).await,
             _ => 0,
         }
+    }
+
+    /// Whether there is a cache on a disk that may have files whole.
+    pub fn keeps_files(&self) -> bool {
+        self.kept.is_some()
+    }
+
+    /// The file itself, open for reading, when the cache on a disk has all of it, verified since the host started.
+    pub async fn whole_file(&self, file: &TreeEntry) -> Option<std::fs::File> {
+        let (kept, content) = (self.kept.as_ref()?, file.content.as_ref()?);
+        kept.whole_file(file_key(content)).await
     }
 
     /// Where tasks run.
@@ -134,27 +146,35 @@ impl BlockReader {
         Pending { parts }
     }
 
-    /// Begins to fetch those of the blocks that nobody has or fetches yet, as far as there is room; never waits.
-    pub fn ahead(self: &Arc<Self>, tree: &NodeTree, blocks: &[Wanted]) {
+    /// Begins to fetch those of the blocks that nobody has or fetches yet, as far as there is room; never waits. Returns how
+    /// many of the first it looked after.
+    pub fn ahead(self: &Arc<Self>, tree: &NodeTree, blocks: &[Wanted]) -> usize {
+        let room = self.ahead.available_permits() as u64 * PERMIT_BYTES;
         let mut wanted = Vec::new();
-        let mut bytes = 0;
+        let (mut bytes, mut covered) = (0, 0);
         for block in blocks {
             let extent = &block.extent;
             if self.cached(extent).is_none() && !self.flights().contains_key(&extent.id) {
+                if bytes + u64::from(extent.plain_bytes) > room {
+                    break;
+                }
                 bytes += u64::from(extent.plain_bytes);
                 wanted.push(block);
             }
+            covered += 1;
         }
         if wanted.is_empty() {
-            return;
+            return covered;
         }
-        let Ok(room) = self.ahead.clone().try_acquire_many_owned(permits(bytes)) else { return };
+        // Another reader may have been quicker.
+        let Ok(room) = self.ahead.clone().try_acquire_many_owned(permits(bytes)) else { return 0 };
         let mut claimed = Vec::new();
         for wanted in wanted {
             // The receiver is let go: whoever reads the block joins by its name.
             let _ = self.join(wanted, &mut claimed);
         }
         self.fetch(tree, claimed, Some(Arc::new(room)));
+        covered
     }
 
     /// Waits for a fetch under way, or claims the block.
@@ -175,24 +195,14 @@ impl BlockReader {
     }
 
     /// Spawns the fetches of what was claimed, in stretches of at most [`FETCH_BYTES`].
-    fn fetch(self: &Arc<Self>, tree: &NodeTree, claimed: Vec<Claimed>, room: Option<Arc<OwnedSemaphorePermit>>) {
-        let mut stretch = Vec::new();
-        let mut bytes = 0;
-        for claim in claimed {
-            let length = u64::from(claim.wanted.extent.plain_bytes);
-            if !stretch.is_empty() && bytes + length > FETCH_BYTES {
-                self.spawn(tree, std::mem::take(&mut stretch), bytes, room.clone());
-                bytes = 0;
-            }
-            bytes += length;
-            stretch.push(claim);
-        }
-        if !stretch.is_empty() {
-            self.spawn(tree, stretch, bytes, room);
+    fn fetch(self: &Arc<Self>, tree: &NodeTree, mut claimed: Vec<Claimed>, room: Option<Arc<OwnedSemaphorePermit>>) {
+        while !claimed.is_empty() {
+            let rest = claimed.split_off(stretch(claimed.iter().map(|claim| &claim.wanted)));
+            self.spawn(tree, std::mem::replace(&mut claimed, rest), room.clone());
         }
     }
 
-    fn spawn(self: &Arc<Self>, tree: &NodeTree, claimed: Vec<Claimed>, bytes: u64, room: Option<Arc<OwnedSemaphorePermit>>) {
+    fn spawn(self: &Arc<Self>, tree: &NodeTree, claimed: Vec<Claimed>, room: Option<Arc<OwnedSemaphorePermit>>) {
         let flight = Flight { reader: self.clone(), claimed };
         let tree = tree.clone();
         self.runtime.spawn(async move {
@@ -201,8 +211,7 @@ impl BlockReader {
             let what = flight.describe();
             let wanted: Vec<_> = flight.claimed.iter().map(|claim| claim.wanted.clone()).collect();
             let work = async {
-                let room = permits(bytes).min(permits(reader.options.in_flight_bytes));
-                let _permit = reader.in_flight.acquire_many(room).await;
+                let _permit = reader.in_flight.acquire_many(reader.room(&wanted)).await;
                 reader.read(&tree, &wanted).await
             };
             let result = match tokio::time::timeout(limit, work).await {
@@ -214,26 +223,57 @@ impl BlockReader {
         });
     }
 
-    /// What the cache of files has, and the rest from the source.
+    /// Has these blocks in the cache on the disk, and waits until they are; they pass by the one in memory.
+    pub async fn warm(&self, tree: &NodeTree, wanted: &[Wanted]) -> Result<(), ReadError> {
+        let Some(kept) = &self.kept else { return Ok(()) };
+        let mut rest = wanted;
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(stretch(rest));
+            rest = later;
+            let _permit = self.in_flight.acquire_many(self.room(now)).await;
+            let new = self.find(tree, now).await?.into_iter().zip(now);
+            let new = new.filter_map(|((block, is_new), wanted)| is_new.then_some((wanted.place?, block)));
+            kept.put(new.collect()).await;
+        }
+        Ok(())
+    }
+
+    /// Permits for blocks that are fetched together.
+    fn room(&self, blocks: &[Wanted]) -> u32 {
+        let bytes = blocks.iter().map(|wanted| u64::from(wanted.extent.plain_bytes)).sum();
+        permits(bytes).min(permits(self.options.in_flight_bytes))
+    }
+
     async fn read(&self, tree: &NodeTree, wanted: &[Wanted]) -> Result<Vec<Bytes>, RepoError> {
-        let mut found = match &self.kept {
+        let found = self.find(tree, wanted).await?.into_iter().zip(wanted);
+        let offered = found.map(|((block, is_new), wanted)| {
+            if let (Some(kept), Some(place), true) = (&self.kept, &wanted.place, is_new) {
+                kept.offer(place, &block);
+            }
+            block
+        });
+        Ok(offered.collect())
+    }
+
+    /// What the cache of files has, and the rest from the source, which is new.
+    async fn find(&self, tree: &NodeTree, wanted: &[Wanted]) -> Result<Vec<(Bytes, bool)>, RepoError> {
+        let found = match &self.kept {
             Some(kept) => kept.find(wanted).await,
             None => vec![None; wanted.len()],
         };
         let missing = wanted.iter().zip(&found).filter(|(_, found)| found.is_none());
         let extents: Vec<_> = missing.map(|(wanted, _)| wanted.extent.clone()).collect();
+        let mut fetched = Vec::new();
         if !extents.is_empty() {
-            let blocks = self.source.read_blocks(tree, &extents).await?;
-            check(&extents, &blocks)?;
-            let holes = wanted.iter().zip(&mut found).filter(|(_, found)| found.is_none());
-            for ((wanted, hole), block) in holes.zip(blocks) {
-                if let (Some(kept), Some(place)) = (&self.kept, &wanted.place) {
-                    kept.offer(place, &block);
-                }
-                *hole = Some(block);
-            }
+            fetched = self.source.read_blocks(tree, &extents).await?;
+            check(&extents, &fetched)?;
         }
-        Ok(found.into_iter().flatten().collect())
+        let mut fetched = fetched.into_iter();
+        // As many as are missing: that was checked.
+        Ok(found
+            .into_iter()
+            .filter_map(|found| found.map(|block| (block, false)).or_else(|| Some((fetched.next()?, true))))
+            .collect())
     }
 
     fn flights(&self) -> MutexGuard<'_, HashMap<BlockId, watch::Receiver<Outcome>>> {
@@ -253,6 +293,16 @@ fn check(extents: &[Extent], blocks: &[Bytes]) -> Result<(), RepoError> {
         }
     }
     Ok(())
+}
+
+/// How many of the first are fetched together: at most [`FETCH_BYTES`], at least one.
+fn stretch<'a>(wanted: impl IntoIterator<Item = &'a Wanted>) -> usize {
+    let lengths = wanted.into_iter().map(|wanted| u64::from(wanted.extent.plain_bytes));
+    let ends = lengths.scan(0, |end, length| {
+        *end += length;
+        Some(*end)
+    });
+    ends.take_while(|end| *end <= FETCH_BYTES).count().max(1)
 }
 
 fn permits(bytes: u64) -> u32 {

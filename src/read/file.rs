@@ -41,6 +41,18 @@ impl FileMap {
         self.file.entry.content.as_ref().map_or(0, |content| content.size_bytes)
     }
 
+    /// The file itself, when the cache on a disk has all of it.
+    pub async fn whole_file(&self) -> Option<std::fs::File> {
+        self.blocks.whole_file(&self.file.entry).await
+    }
+
+    /// Has `offset..end` in the cache on a disk; returns how many bytes of the whole file it has then.
+    pub async fn warm(&self, offset: u64, end: u64) -> Result<u64, ReadError> {
+        let pieces = self.pieces(offset, end.min(self.size_bytes())).await?;
+        self.blocks.warm(&self.tree, &self.blocks_of(&pieces).collect::<Vec<_>>()).await?;
+        Ok(self.blocks.kept_bytes(&self.file.entry).await)
+    }
+
     fn block_bytes(&self) -> u64 {
         self.file.entry.content.as_ref().map_or(1, |content| u64::from(content.block_bytes))
     }
@@ -99,27 +111,28 @@ impl FileMap {
         })
     }
 
-    fn wanted(&self, pieces: &[Piece]) -> Vec<Wanted> {
-        self.blocks_of(pieces).take(AHEAD_BLOCKS).collect()
-    }
-
-    fn begin_ahead(self: &Arc<Self>, offset: u64, end: u64) {
-        let end = end.min(self.size_bytes());
+    /// Begins to fetch a stretch; returns how far it is looked after.
+    fn begin_ahead(self: &Arc<Self>, offset: u64, until: u64) -> u64 {
+        let end = until.min(self.size_bytes());
         if offset >= end {
-            return;
+            return until;
         }
         let mut pieces = Vec::new();
         if self.known_pieces(offset, end, &mut pieces) == end {
-            return self.blocks.ahead(&self.tree, &self.wanted(&pieces));
+            let wanted = self.blocks_of(&pieces).collect::<Vec<_>>();
+            let covered = self.blocks.ahead(&self.tree, &wanted[..wanted.len().min(AHEAD_BLOCKS)]);
+            let begin = |wanted: &Wanted| wanted.place.map(|place| place.offset);
+            return wanted.get(covered).and_then(begin).unwrap_or(until);
         }
         let map = self.clone();
         self.blocks.runtime().spawn(async move {
             let found = tokio::time::timeout(map.blocks.deadline(), map.pieces(offset, end)).await;
             // A failure is for the reader that comes to it, if one ever does.
             if let Ok(Ok(pieces)) = found {
-                map.blocks.ahead(&map.tree, &map.wanted(&pieces));
+                map.blocks.ahead(&map.tree, &map.blocks_of(&pieces).take(AHEAD_BLOCKS).collect::<Vec<_>>());
             }
         });
+        until
     }
 }
 
@@ -220,12 +233,13 @@ impl FileReader {
     }
 
     fn look_ahead(&self, offset: u64, end: u64) {
-        let wanted = {
-            let mut window = self.window.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            window.observe(offset, end - offset)
-        };
+        let window = || self.window.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let wanted = window().observe(offset, end - offset);
         if let Some(range) = wanted {
-            self.map.begin_ahead(range.start, range.end);
+            let covered = self.map.begin_ahead(range.start, range.end);
+            if covered < range.end {
+                window().retreat(&range, covered);
+            }
         }
     }
 }

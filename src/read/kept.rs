@@ -111,6 +111,21 @@ impl Kept {
         }
     }
 
+    /// The file itself, when all of it is there.
+    pub(super) async fn whole_file(&self, file: FileKey) -> Option<std::fs::File> {
+        let files = self.files.clone();
+        let looking = tokio::task::spawn_blocking(move || files.whole_file(&file));
+        tokio::time::timeout(self.patience, looking).await.ok()?.ok()?
+    }
+
+    /// Puts blocks, and waits until they are put or dropped.
+    pub(super) async fn put(&self, blocks: Vec<(BlockPlace, Bytes)>) {
+        let files = self.files.clone();
+        let putting = tokio::task::spawn_blocking(move || blocks.iter().for_each(|(place, block)| files.put(place, block)));
+        // It broke off: then they are not there, as after any failure.
+        let _ = putting.await;
+    }
+
     /// A block that came from the source.
     pub(super) fn offer(&self, place: &BlockPlace, block: &Bytes) {
         // Full: whoever reads it next offers it again.

@@ -8,6 +8,20 @@
 //! **Invariants.** No lock is held over an await. A block is under way at most once. Bytes in flight are bounded, and
 //! read-ahead never waits for room: it is left out. A fetch that hangs ends at its deadline.
 //!
+//! **Copies** of a byte on its way from the store to a program, cold:
+//!
+//! 1. kernel's socket to the HTTP client's buffer: `read(2)`;
+//! 2. that to the lent memory of the range (`object::s3`): the client hands over pieces as they arrive, and a block has to
+//!    be in one piece to be opened;
+//! 3. sealed to plain (`repo::seal`): decrypting and decompressing write each byte once more. Compressed blocks twice, since
+//!    the one cannot go on where the other stops; blocks stored as they are are only decrypted, and that result is lent on;
+//! 4. plain to the kernel's pages: the reply's `writev(2)` takes it out of the cached block itself. A read over a block's end
+//!    is put together first; the kernel asks for aligned stretches, so that happens to other readers only;
+//! 5. kernel's pages to the program's buffer: `read(2)`, or none with `mmap`.
+//!
+//! Warm, only 5 is left. From the cache on a disk, its pages to memory stands for 1 to 3, where the kernel does not read that
+//! cache by itself.
+//!
 //! **Not here**: verification (the source's promise), names and inodes (`fs`).
 
 pub mod blocks;

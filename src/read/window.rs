@@ -3,8 +3,8 @@
 //! One handle may carry several readers (threads that share it, or the kernel's own read-ahead overtaking itself), so a
 //! few streams are told apart. A read belongs to the stream whose end it is near; a read that is near none begins a new
 //! stream with no window at all, which is what a reader at random gets. A stream that goes on gets one block, and twice
-//! as much each time it has used up half of what was fetched for it, up to the limit. When more is asked for, it is asked
-//! for in stretches of half a window, so that the source can fetch neighbours with one request.
+//! as much each time it asks again, up to the limit. It asks again when half of its window is used up, of a large one
+//! sooner: as soon as one more request of a good size fits in, so that as many are under way as the window has room for.
 
 use std::ops::Range;
 
@@ -14,6 +14,9 @@ const STREAMS: usize = 4;
 /// How far a read may lie from where its stream ended: kernel requests of one megabyte, handled by several threads,
 /// overtake each other by one or two.
 const SLACK_BYTES: u64 = 2 * 1024 * 1024;
+
+/// A stretch that is worth a request of its own: larger ones would leave connections idle between them.
+pub(super) const STRETCH_BYTES: u64 = 4 * 1024 * 1024;
 
 /// What is remembered of one handle's reads.
 #[derive(Debug, Clone)]
@@ -71,9 +74,17 @@ impl Window {
         wanted
     }
 
+    /// Of a range that was named last, what lies behind `covered` was not fetched after all: it is named again.
+    pub fn retreat(&mut self, named: &Range<u64>, covered: u64) {
+        if let Some(stream) = self.streams.iter_mut().find(|stream| stream.ahead_end == named.end) {
+            stream.ahead_end = covered.max(named.start).max(stream.end).min(named.end);
+        }
+    }
+
     fn widen(&self, stream: &mut Stream) -> Option<Range<u64>> {
         let left = stream.ahead_end - stream.end;
-        if stream.window_bytes > 0 && left > stream.window_bytes / 2 {
+        let room = stream.window_bytes.saturating_sub(left);
+        if stream.window_bytes > 0 && room < STRETCH_BYTES.min(stream.window_bytes / 2) {
             return None;
         }
         stream.window_bytes = (stream.window_bytes * 2).clamp(self.block_bytes, self.limit_bytes);
@@ -110,6 +121,30 @@ mod tests {
         let mut window = Window::new(BLOCK, LIMIT);
         let furthest = (0..512).filter_map(|number| window.observe(number * REQUEST, REQUEST)).map(|range| range.end).max();
         assert!(furthest.is_some_and(|end| end >= 512 * REQUEST + LIMIT / 2), "{furthest:?}");
+    }
+
+    #[test]
+    fn a_large_window_is_kept_full() {
+        let mut window = Window::new(BLOCK, LIMIT);
+        let mut ahead = 0;
+        for number in 0..1024 {
+            ahead = window.observe(number * REQUEST, REQUEST).map_or(ahead, |range| range.end);
+            let left = ahead.saturating_sub((number + 1) * REQUEST);
+            assert!(number < 256 || left > LIMIT - STRETCH_BYTES - BLOCK, "{left} at {number}");
+        }
+    }
+
+    #[test]
+    fn what_was_not_fetched_is_named_again() {
+        let mut window = Window::new(BLOCK, LIMIT);
+        window.observe(0, BLOCK);
+        let named = window.observe(BLOCK, BLOCK).expect("one block");
+        window.retreat(&named, named.start);
+        assert_eq!(window.observe(2 * BLOCK, BLOCK).map(|range| range.start), Some(3 * BLOCK));
+        let named = window.observe(3 * BLOCK, BLOCK).unwrap_or(4 * BLOCK..5 * BLOCK);
+        window.retreat(&(0..7), 3);
+        window.retreat(&named, 0);
+        assert!(window.observe(4 * BLOCK, BLOCK).is_none_or(|range| range.start >= 5 * BLOCK), "never behind the reader");
     }
 
     #[test]

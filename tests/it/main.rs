@@ -19,3 +19,4 @@ mod restore_owner;
 mod semantics;
 mod support;
 mod user_mount;
+mod warm;

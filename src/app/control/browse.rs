@@ -12,7 +12,7 @@ use crate::model::manifest::{ClusterManifest, FileKind, NodeRecord, NodeStatus, 
 use crate::model::names::{ClusterName, TreePath, escape};
 use crate::model::snapshot_name::SnapshotName;
 use crate::model::time::Timestamp;
-use crate::repo::{Repository, SnapshotSource};
+use crate::repo::{NodeTree, PlacedEntry, Repository, SnapshotSource};
 
 /// One line of a listing: what a person sees short, what long, and what a script gets.
 struct Line {
@@ -101,13 +101,7 @@ async fn nodes(session: &Session, repository: &Repository, name: &SnapshotName) 
 }
 
 async fn files(session: &Session, repository: &Repository, name: &SnapshotName) -> Result<Vec<Line>, Failure> {
-    let manifest = repository.manifest(&session.choose(repository, name).await?).await?;
-    let node = name.node.as_ref().expect("the caller looked");
-    let tree = open_node(repository, &manifest, node).await?;
-    let Some(found) = repository.entry(&tree, &name.path).await? else {
-        return Err(Failure::new("not_found", format!("{}/{}/{node} has no {}", name.cluster, manifest.date, name.path))
-            .hint("list its directory"));
-    };
+    let (tree, found) = open_entry(session, repository, name).await?;
     let entries = match found.entry.kind {
         FileKind::Directory => repository.directory(&tree, &name.path).await?,
         _ => vec![found],
@@ -115,12 +109,28 @@ async fn files(session: &Session, repository: &Repository, name: &SnapshotName) 
     Ok(entries.iter().map(|placed| file_line(&placed.entry)).collect())
 }
 
+/// What a name with a node stands for: the node's tree and the entry in it.
+pub async fn open_entry(
+    session: &Session,
+    repository: &Repository,
+    name: &SnapshotName,
+) -> Result<(NodeTree, PlacedEntry), Failure> {
+    let manifest = repository.manifest(&session.choose(repository, name).await?).await?;
+    let node = name.node.as_ref().expect("the caller looked");
+    let tree = open_node(repository, &manifest, node).await?;
+    let found = repository.entry(&tree, &name.path).await?.ok_or_else(|| {
+        Failure::new("not_found", format!("{}/{}/{node} has no {}", name.cluster, manifest.date, name.path))
+            .hint("list its directory")
+    })?;
+    Ok((tree, found))
+}
+
 /// Opens a node, naming the others when there is no such one.
 pub async fn open_node(
     repository: &Repository,
     manifest: &Arc<ClusterManifest>,
     node: &crate::model::names::NodeName,
-) -> Result<crate::repo::NodeTree, Failure> {
+) -> Result<NodeTree, Failure> {
     if manifest.node(node).is_none() {
         let names: Vec<_> = manifest.nodes.iter().map(|node| node.name.to_string()).collect();
         return Err(Failure::new("not_found", format!("{}/{} has no node {node}", manifest.cluster, manifest.date))

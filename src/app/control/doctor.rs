@@ -8,6 +8,7 @@ use serde_json::json;
 use super::super::control_args::{DoctorArgs, SourceArgs};
 use super::super::disk_cache;
 use super::super::failure::{Exit, Failure};
+use super::super::served;
 use super::super::wiring::{ClusterNode, Session};
 use crate::base::Clock;
 use crate::driver::redis::RIGHTS;
@@ -39,6 +40,7 @@ pub async fn run(session: &Session, args: DoctorArgs) -> Result<Exit, Failure> {
     let (found, advice) = super::updatedb::look();
     checks.push(Check { advice, ..Check::new("updatedb", Ok(found)) });
     checks.extend(cache(session));
+    checks.extend(mounts().await);
     let mut text = String::new();
     for check in &checks {
         match &check.outcome {
@@ -149,6 +151,21 @@ fn cache(session: &Session) -> Option<Check> {
     };
     let outcome = looked().transpose()?;
     Some(Check::new("cache", outcome))
+}
+
+/// What is mounted now: each says whether its store answers, what it has cached and how it reads it.
+async fn mounts() -> Vec<Check> {
+    let mounts = tokio::task::spawn_blocking(served::mounts).await.unwrap_or_default();
+    let check = |mount: served::Served| {
+        let outcome = if mount.answers() {
+            Ok(mount.line())
+        } else {
+            let place = mount.mountpoint.display();
+            Err(Failure::new("mount", format!("{place} does not answer")).hint(format!("take it away: tintype unmount {place}")))
+        };
+        Check::new("mounted", outcome)
+    };
+    mounts.into_iter().map(check).collect()
 }
 
 fn fuse() -> Check {

@@ -19,6 +19,7 @@ mod snapshot;
 mod status;
 mod updatedb;
 mod verify;
+mod warm;
 
 /// Runs one verb.
 pub async fn run(session: &Session, verb: Verb) -> Result<Exit, Failure> {
@@ -32,6 +33,7 @@ pub async fn run(session: &Session, verb: Verb) -> Result<Exit, Failure> {
         Verb::Diff(args) => diff::run(session, args).await,
         Verb::Mount(args) => mounting::mount(session, args).await,
         Verb::Unmount(args) => mounting::unmount(session, args).await,
+        Verb::Warm(args) => warm::run(session, args).await,
         Verb::Verify(args) => verify::run(session, args).await,
         Verb::Export(args) => export::run(session, args).await,
         Verb::Key(args) => key::run(session, args).await,

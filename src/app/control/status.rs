@@ -6,6 +6,7 @@ use super::super::control_args::StatusArgs;
 use super::super::disk_cache;
 use super::super::failure::{Exit, Failure};
 use super::super::output::age;
+use super::super::served;
 use super::super::wiring::Session;
 use crate::model::ids::SnapshotId;
 use crate::model::names::ClusterName;
@@ -103,6 +104,10 @@ async fn fleet(session: &Session, repository: &Repository) -> Result<Exit, Failu
             Err(failure) => text.push_str(&format!("cache  WRONG {}\n", failure.message)),
         }
     }
+    // Each says how much it has cached, and how it reads it.
+    let mounts = tokio::task::spawn_blocking(served::mounts).await.unwrap_or_default();
+    mounts.iter().for_each(|mount| text.push_str(&format!("mount  {}\n", mount.line())));
+    value["mounts"] = mounts.iter().map(served::Served::value).collect();
     session.output.result(&text, &value);
     Ok(Exit::Done)
 }

@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
+mod away;
 mod crash;
 mod daemon;
 mod damage;
+mod faults;
 mod files;
 mod gate;
 mod host;
@@ -21,6 +23,7 @@ mod redis;
 mod repository;
 mod store;
 mod verbs;
+mod warm;
 
 /// No command of these tests may take longer.
 const LIMIT: Duration = Duration::from_secs(60);
