@@ -6,9 +6,11 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use tokio::sync::OnceCell;
+
+use crate::base::sync::{Mutex, MutexGuard};
 
 /// Shares one computation per key among all who ask while it runs.
 #[derive(Debug)]
@@ -35,58 +37,15 @@ impl<K: Hash + Eq + Clone, V: Clone> SingleFlight<K, V> {
         }
         value
     }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<K, Arc<OnceCell<V>>>> {
-        self.flights.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    #[tokio::test]
-    async fn callers_at_the_same_time_share_one_computation() {
-        let flights = Arc::new(SingleFlight::<u32, usize>::default());
-        let runs = Arc::new(AtomicUsize::new(0));
-        let gate = Arc::new(tokio::sync::Semaphore::new(0));
-        let callers: Vec<_> = (0..8)
-            .map(|_| {
-                let (flights, runs, gate) = (flights.clone(), runs.clone(), gate.clone());
-                tokio::spawn(async move {
-                    flights
-                        .run(7, || async move {
-                            let _permit = gate.acquire().await;
-                            runs.fetch_add(1, Ordering::SeqCst)
-                        })
-                        .await
-                })
-            })
-            .collect();
-        tokio::task::yield_now().await;
-        gate.add_permits(1);
-        for caller in callers {
-            assert_eq!(caller.await.expect("no caller panics"), 0);
-        }
-        assert_eq!(runs.load(Ordering::SeqCst), 1);
-        assert!(flights.lock().is_empty());
+impl<K, V> SingleFlight<K, V> {
+    /// How many are under way.
+    pub fn count(&self) -> usize {
+        self.lock().len()
     }
 
-    #[tokio::test]
-    async fn a_cancelled_worker_hands_over() {
-        let flights = Arc::new(SingleFlight::<u32, u32>::default());
-        let stuck = tokio::spawn({
-            let flights = flights.clone();
-            async move { flights.run(1, std::future::pending).await }
-        });
-        tokio::task::yield_now().await;
-        let waiter = tokio::spawn({
-            let flights = flights.clone();
-            async move { flights.run(1, || async { 5 }).await }
-        });
-        tokio::task::yield_now().await;
-        stuck.abort();
-        assert_eq!(waiter.await.expect("the waiter takes over"), 5);
+    fn lock(&self) -> MutexGuard<'_, HashMap<K, Arc<OnceCell<V>>>> {
+        self.flights.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
