@@ -1,9 +1,9 @@
 //! What those who share a computation may rely on.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::SingleFlight;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 #[tokio::test]
 async fn callers_at_the_same_time_share_one_computation() {
@@ -47,4 +47,20 @@ async fn a_cancelled_worker_hands_over() {
     tokio::task::yield_now().await;
     stuck.abort();
     assert_eq!(waiter.await.expect("the waiter takes over"), 5);
+}
+
+#[tokio::test]
+async fn a_computation_that_everybody_gave_up_leaves_nothing_behind() {
+    let flights = Arc::new(SingleFlight::<u32, u32>::default());
+    let both = [(); 2].map(|()| {
+        let flights = flights.clone();
+        tokio::spawn(async move { flights.run(1, std::future::pending).await })
+    });
+    tokio::task::yield_now().await;
+    assert_eq!(flights.count(), 1);
+    for one in both {
+        one.abort();
+        assert!(one.await.is_err());
+    }
+    assert_eq!(flights.count(), 0);
 }
