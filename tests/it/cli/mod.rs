@@ -13,6 +13,7 @@ mod damage;
 mod files;
 mod gate;
 mod host;
+mod large;
 mod mount;
 mod mount_helper;
 mod names;
