@@ -379,3 +379,7 @@ fn cluster_name(name: &[u8]) -> Option<ClusterName> {
 #[cfg(test)]
 #[path = "tree_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "model_tests.rs"]
+mod model_tests;
