@@ -1,9 +1,14 @@
-//! The ground floor: time, retry, buffers, and sharing of work that is already under way.
+//! The ground floor: time, retry, buffers, locks, and sharing of work that is already under way.
 
 pub mod buffers;
 pub mod clock;
 pub mod retry;
 pub mod single_flight;
+pub mod sync;
+
+// Beside the module and not inside it, so that the module can be included alone.
+#[cfg(test)]
+mod single_flight_tests;
 
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use retry::RetryPolicy;

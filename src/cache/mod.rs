@@ -14,6 +14,10 @@ use crate::model::ids::BlockId;
 pub mod disk;
 pub mod memory;
 
+// Beside the module and not inside it, so that the module can be included alone.
+#[cfg(test)]
+mod memory_tests;
+
 pub use disk::{DiskCache, DiskCacheError, DiskOptions};
 pub use memory::MemoryCache;
 

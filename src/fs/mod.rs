@@ -22,6 +22,7 @@ pub mod catalogue;
 pub mod error;
 mod extended;
 pub mod handle;
+pub mod handle_table;
 pub mod inode;
 pub mod listing;
 pub mod names;

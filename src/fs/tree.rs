@@ -14,7 +14,8 @@ use crate::fs::attributes::{Attributes, Owner};
 use crate::fs::catalogue::{Catalogue, Describe, Opened, OpenedNode};
 use crate::fs::error::FsError;
 use crate::fs::extended::About;
-use crate::fs::handle::{HandleTable, OpenDirectory, OpenFile};
+use crate::fs::handle::{OpenDirectory, OpenFile};
+use crate::fs::handle_table::HandleTable;
 use crate::fs::inode::{Inode, InodeTable, NodeKey, Place, ROOT};
 use crate::fs::listing::ListingTimes;
 use crate::fs::names::{LATEST, Shown, SnapshotNames, may_be_prefix};
@@ -382,3 +383,7 @@ fn cluster_name(name: &[u8]) -> Option<ClusterName> {
 #[cfg(test)]
 #[path = "tree_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "model_tests.rs"]
+mod model_tests;

@@ -13,17 +13,21 @@ use crate::cache::MemoryCache;
 use crate::read::ReadOptions;
 use crate::read::fixture::{FakeEntry, FakeSource, FakeTree};
 
-const DATE: &str = "2026-11-20T10-15-30Z";
+pub(super) const DATE: &str = "2026-11-20T10-15-30Z";
 
-struct Setup {
-    source: Arc<FakeSource>,
-    clock: ManualClock,
-    fs: Arc<SnapshotFs>,
+pub(super) struct Setup {
+    pub(super) source: Arc<FakeSource>,
+    pub(super) clock: ManualClock,
+    pub(super) fs: Arc<SnapshotFs>,
 }
 
 fn setup_with(source: Arc<FakeSource>, deadline: Duration) -> Setup {
+    setup_with_cache(source, deadline, 1 << 20)
+}
+
+pub(super) fn setup_with_cache(source: Arc<FakeSource>, deadline: Duration, cache_bytes: u64) -> Setup {
     let clock = ManualClock::at(1_800_000_000_000_000);
-    let cache = Arc::new(MemoryCache::new(1 << 20));
+    let cache = Arc::new(MemoryCache::new(cache_bytes));
     let blocks =
         BlockReader::new(source.clone(), cache, None, ReadOptions { deadline, ..ReadOptions::default() }, Handle::current());
     let options = FsOptions { deadline, patience: Duration::from_millis(20), own_owner: (5, 6), ..FsOptions::default() };
@@ -38,7 +42,7 @@ fn setup(tree: FakeTree) -> Setup {
 }
 
 impl Setup {
-    async fn walk(&self, path: &[&[u8]]) -> Result<Found, FsError> {
+    pub(super) async fn walk(&self, path: &[&[u8]]) -> Result<Found, FsError> {
         let mut found = self.fs.attributes(ROOT)?;
         for name in path {
             found = self.fs.lookup(found.attributes.inode, name).await?;
@@ -277,7 +281,6 @@ async fn handles_are_limited_and_unknown_ones_refused() {
     assert!(first != second && matches!(table.get(first), Err(FsError::BadHandle)));
 }
 
-/// One component: any byte that a Unix directory allows.
 #[tokio::test]
 async fn small_files_that_are_opened_in_order_are_fetched_together() {
     let files = (0..200u32).map(|number| (format!("{number:03}").into_bytes(), FakeEntry::File(vec![number as u8; 900])));
@@ -301,22 +304,41 @@ async fn small_files_that_are_opened_in_order_are_fetched_together() {
     assert_eq!(fetches_of(&mut (0..100).map(|number| number * 77 % 200)).await, (100, 100));
 }
 
-fn component() -> impl Strategy<Value = Vec<u8>> {
+/// One component: any byte that a Unix directory allows.
+pub(super) fn component() -> impl Strategy<Value = Vec<u8>> {
     let byte = any::<u8>().prop_filter("legal", |byte| *byte != 0 && *byte != b'/');
     prop_oneof![prop::collection::vec(byte, 1..8), "[ab]{1,2}".prop_map(String::into_bytes)]
         .prop_filter("legal", |name| name != b"." && name != b"..")
 }
 
+/// Blocks of the files of [`trees`]: small, so that files are of several of them.
+pub(super) const BLOCK: u32 = 700;
+
+/// Bytes of any kind, and stretches of zeros, whose blocks are all the same one; often with a tail too short for a block.
+fn content() -> impl Strategy<Value = Vec<u8>> {
+    let noise = prop::collection::vec(any::<u8>(), 0..2500);
+    let zeros = (0usize..2500).prop_map(|length| vec![0; length]);
+    let parts = prop::collection::vec(prop_oneof![noise, zeros], 0..4).prop_map(|parts| parts.concat());
+    let tail = prop::option::of(prop::collection::vec(any::<u8>(), 0..16));
+    (parts, tail).prop_map(|(mut content, tail)| {
+        if let Some(tail) = tail {
+            content.truncate(content.len() / BLOCK as usize * BLOCK as usize);
+            content.extend(tail);
+        }
+        content
+    })
+}
+
 fn entry() -> impl Strategy<Value = FakeEntry> {
     prop_oneof![
-        3 => prop::collection::vec(any::<u8>(), 0..2500).prop_map(FakeEntry::File),
+        3 => content().prop_map(FakeEntry::File),
         1 => Just(FakeEntry::Directory),
         1 => prop::collection::vec(1u8..=255, 1..40).prop_map(FakeEntry::Link),
     ]
 }
 
 /// A tree where nothing lies below a file or link, with the directories that its paths imply.
-fn trees() -> impl Strategy<Value = FakeTree> {
+pub(super) fn trees() -> impl Strategy<Value = FakeTree> {
     prop::collection::vec((prop::collection::vec(component(), 1..4), entry()), 0..25).prop_map(|entries| {
         let mut tree = FakeTree::new();
         for (path, entry) in entries {

@@ -7,19 +7,19 @@
 //! [`ReadOptions::in_flight_bytes`], those of read-ahead within three quarters of that. Every fetch ends at the deadline, and a
 //! failure is told to those who waited and then forgotten: it is never cached.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::cache::{BlockCache, FileCache};
 use crate::model::extent::Extent;
 use crate::model::ids::BlockId;
 use crate::model::manifest::TreeEntry;
 use crate::read::error::ReadError;
+use crate::read::flights::{Claim, Flights, Joined, Waiting};
 use crate::read::kept::{Kept, Wanted, file_key};
 use crate::read::window::STRETCH_BYTES;
 use crate::repo::{NodeTree, RepoError, SnapshotSource};
@@ -49,7 +49,7 @@ impl Default for ReadOptions {
     }
 }
 
-type Outcome = Option<Result<Bytes, ReadError>>;
+type Outcome = Result<Bytes, ReadError>;
 
 /// Reads blocks of one source through one cache. Shared by all files.
 #[derive(Debug)]
@@ -61,7 +61,7 @@ pub struct BlockReader {
     runtime: Handle,
     in_flight: Arc<Semaphore>,
     ahead: Arc<Semaphore>,
-    flights: Mutex<HashMap<BlockId, watch::Receiver<Outcome>>>,
+    flights: Arc<Flights<BlockId, Outcome>>,
 }
 
 impl BlockReader {
@@ -84,7 +84,7 @@ impl BlockReader {
             runtime,
             in_flight: Arc::new(Semaphore::new(all as usize)),
             ahead: Arc::new(Semaphore::new(ahead as usize)),
-            flights: Mutex::new(HashMap::new()),
+            flights: Flights::new(),
         })
     }
 
@@ -138,7 +138,7 @@ impl BlockReader {
         let mut parts = Vec::with_capacity(blocks.len());
         for wanted in blocks {
             parts.push(match self.cached(&wanted.extent) {
-                Some(block) => Part::Ready(block),
+                Some(block) => Part::Landed(Ok(block)),
                 None => self.join(wanted, &mut claimed),
             });
         }
@@ -154,7 +154,7 @@ impl BlockReader {
         let (mut bytes, mut covered) = (0, 0);
         for block in blocks {
             let extent = &block.extent;
-            if self.cached(extent).is_none() && !self.flights().contains_key(&extent.id) {
+            if self.cached(extent).is_none() && !self.flights.has(&extent.id) {
                 if bytes + u64::from(extent.plain_bytes) > room {
                     break;
                 }
@@ -180,18 +180,14 @@ impl BlockReader {
     /// Waits for a fetch under way, or claims the block.
     fn join(&self, wanted: &Wanted, claimed: &mut Vec<Claimed>) -> Part {
         let extent = &wanted.extent;
-        let mut flights = self.flights();
-        if let Some(flight) = flights.get(&extent.id) {
-            return Part::Waiting(flight.clone(), extent.clone());
+        match self.flights.join(extent.id, || self.cached(extent).map(Ok)) {
+            Joined::Ready(landed) => Part::Landed(landed),
+            Joined::Waiting(waiting) => Part::Waiting(waiting, extent.clone()),
+            Joined::Claimed(claim, waiting) => {
+                claimed.push(Claimed { wanted: wanted.clone(), claim });
+                Part::Waiting(waiting, extent.clone())
+            }
         }
-        // A fetch puts its block before it leaves the table, so a second look under the lock cannot miss both.
-        if let Some(block) = self.cached(extent) {
-            return Part::Ready(block);
-        }
-        let (result, waiting) = watch::channel(None);
-        flights.insert(extent.id, waiting.clone());
-        claimed.push(Claimed { wanted: wanted.clone(), result });
-        Part::Waiting(waiting, extent.clone())
     }
 
     /// Spawns the fetches of what was claimed, in stretches of at most [`FETCH_BYTES`].
@@ -203,13 +199,11 @@ impl BlockReader {
     }
 
     fn spawn(self: &Arc<Self>, tree: &NodeTree, claimed: Vec<Claimed>, room: Option<Arc<OwnedSemaphorePermit>>) {
-        let flight = Flight { reader: self.clone(), claimed };
-        let tree = tree.clone();
+        let (reader, tree) = (self.clone(), tree.clone());
         self.runtime.spawn(async move {
-            let reader = flight.reader.clone();
             let limit = reader.options.deadline;
-            let what = flight.describe();
-            let wanted: Vec<_> = flight.claimed.iter().map(|claim| claim.wanted.clone()).collect();
+            let what = describe(&claimed);
+            let wanted: Vec<_> = claimed.iter().map(|claim| claim.wanted.clone()).collect();
             let work = async {
                 let _permit = reader.in_flight.acquire_many(reader.room(&wanted)).await;
                 reader.read(&tree, &wanted).await
@@ -219,7 +213,7 @@ impl BlockReader {
                 Err(_) => Err(ReadError::DeadlineExceeded { what, limit }),
             };
             drop(room);
-            flight.land(result);
+            reader.land(claimed, result);
         });
     }
 
@@ -276,8 +270,18 @@ impl BlockReader {
             .collect())
     }
 
-    fn flights(&self) -> MutexGuard<'_, HashMap<BlockId, watch::Receiver<Outcome>>> {
-        self.flights.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn land(&self, claimed: Vec<Claimed>, result: Result<Vec<Bytes>, ReadError>) {
+        let outcomes: Vec<_> = match result {
+            Ok(blocks) => blocks.into_iter().map(Ok).collect(),
+            Err(error) => claimed.iter().map(|_| Err(error.clone())).collect(),
+        };
+        for (Claimed { wanted, claim }, outcome) in claimed.into_iter().zip(outcomes) {
+            claim.land(outcome, |outcome| {
+                if let Ok(block) = outcome {
+                    self.cache.put(wanted.extent.id, block.clone());
+                }
+            });
+        }
     }
 }
 
@@ -309,59 +313,20 @@ fn permits(bytes: u64) -> u32 {
     u32::try_from(bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX).min(1 << 28)
 }
 
+/// A block that is to be fetched; dropping it gives the block up.
 #[derive(Debug)]
 struct Claimed {
     wanted: Wanted,
-    result: watch::Sender<Outcome>,
+    claim: Claim<BlockId, Outcome>,
 }
 
-/// Blocks under way together. However it ends, they leave the table of flights.
-#[derive(Debug)]
-struct Flight {
-    reader: Arc<BlockReader>,
-    claimed: Vec<Claimed>,
-}
-
-impl Flight {
-    fn describe(&self) -> String {
-        match self.claimed.first() {
-            Some(claim) => {
-                let Extent { pack, offset, .. } = &claim.wanted.extent;
-                format!("pack {} of {} at {offset}", pack.pack, pack.node)
-            }
-            None => "nothing".to_owned(),
+fn describe(claimed: &[Claimed]) -> String {
+    match claimed.first() {
+        Some(claim) => {
+            let Extent { pack, offset, .. } = &claim.wanted.extent;
+            format!("pack {} of {} at {offset}", pack.pack, pack.node)
         }
-    }
-
-    fn land(mut self, result: Result<Vec<Bytes>, ReadError>) {
-        let claimed = std::mem::take(&mut self.claimed);
-        let outcomes: Vec<_> = match result {
-            Ok(blocks) => {
-                for (claim, block) in claimed.iter().zip(&blocks) {
-                    self.reader.cache.put(claim.wanted.extent.id, block.clone());
-                }
-                blocks.into_iter().map(Ok).collect()
-            }
-            Err(error) => claimed.iter().map(|_| Err(error.clone())).collect(),
-        };
-        self.leave(&claimed);
-        for (claim, outcome) in claimed.into_iter().zip(outcomes) {
-            // Nobody may be waiting any more; the cache has the block all the same.
-            claim.result.send_replace(Some(outcome));
-        }
-    }
-
-    fn leave(&self, claimed: &[Claimed]) {
-        let mut flights = self.reader.flights();
-        for claim in claimed {
-            flights.remove(&claim.wanted.extent.id);
-        }
-    }
-}
-
-impl Drop for Flight {
-    fn drop(&mut self) {
-        self.leave(&self.claimed);
+        None => "nothing".to_owned(),
     }
 }
 
@@ -373,8 +338,8 @@ pub struct Pending {
 
 #[derive(Debug)]
 enum Part {
-    Ready(Bytes),
-    Waiting(watch::Receiver<Outcome>, Extent),
+    Landed(Outcome),
+    Waiting(Waiting<Outcome>, Extent),
 }
 
 impl Pending {
@@ -383,12 +348,10 @@ impl Pending {
         let mut blocks = Vec::with_capacity(self.parts.len());
         for part in self.parts {
             blocks.push(match part {
-                Part::Ready(block) => block,
-                Part::Waiting(mut flight, extent) => {
-                    match flight.wait_for(Option::is_some).await.map(|outcome| outcome.clone()) {
-                        Ok(Some(outcome)) => outcome?,
-                        Ok(None) | Err(_) => return Err(ReadError::BrokenOff { what: format!("block {}", extent.id) }),
-                    }
+                Part::Landed(landed) => landed?,
+                Part::Waiting(flight, extent) => {
+                    let broken_off = || ReadError::BrokenOff { what: format!("block {}", extent.id) };
+                    flight.landed().await.ok_or_else(broken_off)??
                 }
             });
         }

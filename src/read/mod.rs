@@ -1,7 +1,7 @@
 //! Reading files: which blocks a read wants, read-ahead, and fetching each block once.
 //!
 //! [`FileReader`] turns (offset, length) into segments by binary search, [`BlockReader`] turns the segments' extents into
-//! bytes: from the cache, from a fetch that is already under way, or from one more fetch for all neighbours together,
+//! bytes: from the cache, from a fetch that is already under way (`flights`), or from one more fetch for all neighbours together,
 //! which looks into the cache of files first (`kept`).
 //! [`window`] decides, without any I/O, how far ahead of a reader to fetch.
 //!
@@ -28,6 +28,7 @@ pub mod blocks;
 pub mod error;
 pub mod file;
 pub mod fixture;
+pub mod flights;
 pub mod kept;
 pub mod window;
 

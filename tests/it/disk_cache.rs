@@ -1,6 +1,5 @@
 //! The disk cache against what a host does to it: `kill -9`, a full disk, many at once, and the mount above it.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,6 +10,8 @@ use tintype::cache::{BlockPlace, DiskCache, DiskOptions, FileCache, FileKey};
 use tintype::model::ids::BlockId;
 use tintype::read::fixture::{FakeEntry, FakeSource, FakeTree};
 
+use crate::support::child::again;
+use crate::support::disk::taken;
 use crate::support::effort::{Random, effort, tell};
 use crate::support::mount::{DATE, Served, numbered, serve_with, wait_for};
 
@@ -45,18 +46,6 @@ fn open(directory: &Path) -> DiskCache {
     let cache = DiskCache::open(options).expect("may be opened");
     assert!(cache.wait_counted(Duration::from_secs(20)), "counted in time");
     cache
-}
-
-/// What `du` says, while files come and go.
-fn taken(directory: &Path) -> u64 {
-    let own = std::fs::metadata(directory).map_or(0, |metadata| metadata.blocks() * 512);
-    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    let below = entries.map(|entry| match entry.metadata() {
-        Ok(metadata) if metadata.is_dir() => taken(&entry.path()),
-        Ok(metadata) => metadata.blocks() * 512,
-        Err(_) => 0,
-    });
-    own + below.sum::<u64>()
 }
 
 /// Reads a block or puts it; whether it was there. A wrong byte is the end.
@@ -96,8 +85,9 @@ fn check(cache: &DiskCache) -> u64 {
     there
 }
 
-/// Does nothing in a run of all tests: it is the child of the next one.
+/// Not a test by itself: it is the child of the next one.
 #[test]
+#[ignore = "is run by other tests"]
 fn writes_until_it_is_killed() {
     let Some(directory) = std::env::var_os(CHILD) else { return };
     let cache = open(Path::new(&directory));
@@ -111,12 +101,10 @@ fn writes_until_it_is_killed() {
 fn a_daemon_killed_at_any_instant_leaves_no_wrong_byte() {
     let mut random = Random::begin("cache kill");
     let home = tempfile::tempdir().expect("a directory");
-    let own = std::env::current_exe().expect("this program");
     let rounds = effort(12, 200);
     let mut kept = 0;
     for round in 0..rounds {
-        let mut child = Command::new(&own)
-            .args(["--exact", "disk_cache::writes_until_it_is_killed", "--nocapture"])
+        let mut child = again("disk_cache::writes_until_it_is_killed")
             .env(CHILD, home.path())
             .env("TINTYPE_SEED", random.next().to_string())
             .stdout(Stdio::null())

@@ -9,6 +9,7 @@ mod golden;
 mod kill;
 mod mount;
 mod object_store;
+mod random_reads;
 mod reader;
 mod reader_s3;
 mod readme;

@@ -15,6 +15,7 @@ use std::time::Duration;
 use tintype::app::mount::{MountError, MountOptions, Readiness, serve, stop_signal, unmount};
 use tintype::read::fixture::{FakeEntry, FakeSource, FakeTree};
 
+use crate::support::child::{again, hear};
 use crate::support::mount::{DATE, Served, numbered, run, sample_tree, serve_tree, serve_with, succeed, wait_for, within};
 
 const SOON: Duration = Duration::from_secs(2);
@@ -479,20 +480,10 @@ fn child_that_serves() {
 
 /// The daemon, and its output, which must stay open for it to end well.
 fn child(mountpoint: &Path) -> (std::process::Child, std::process::ChildStdout) {
-    let this = std::env::current_exe().expect("this test");
-    let mut child = Command::new(this)
-        .args(["--exact", "mount::child_that_serves", "--ignored", "--nocapture", "--quiet"])
-        .env(CHILD_MOUNTPOINT, mountpoint)
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("starts");
+    let mut child =
+        again("mount::child_that_serves").env(CHILD_MOUNTPOINT, mountpoint).stdout(Stdio::piped()).spawn().expect("starts");
     let mut output = child.stdout.take().expect("is piped");
-    let mut said = Vec::new();
-    let mut byte = [0];
-    while !said.ends_with(b"served\n") {
-        assert_ne!(output.read(&mut byte).expect("readable"), 0, "died: {}", String::from_utf8_lossy(&said));
-        said.push(byte[0]);
-    }
+    hear(&mut output, "served");
     (child, output)
 }
 

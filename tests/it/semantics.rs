@@ -1,9 +1,8 @@
 //! Every system call on the tree, through the kernel: what the section Semantics of README says of it, line by line.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::c_void;
 use std::fs::{self, File};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,6 +17,7 @@ use rustix::io::{Errno, Result};
 
 use tintype::read::fixture::{FakeEntry, FakeSource};
 
+use crate::support::mapping::{Mapping, PAGE};
 use crate::support::mount::{DATE, Served, numbered, sample_tree, serve_tree, serve_with, succeed, within};
 
 /// A served tree, the paths that calls are tried on, and a directory of an ordinary file system.
@@ -60,34 +60,6 @@ impl Place {
 
 fn open(path: &Path, flags: OFlags) -> Result<OwnedFd> {
     rustix::fs::open(path, flags, Mode::RUSR)
-}
-
-/// A mapping of one page of a file, unmapped when dropped.
-struct Mapping(*mut c_void);
-
-const PAGE: usize = 4096;
-
-impl Mapping {
-    fn new(file: &File, protection: i32, flags: i32) -> Result<Self> {
-        // SAFETY: a new mapping at a place that the kernel chooses touches no memory of ours.
-        let at = unsafe { libc::mmap(std::ptr::null_mut(), PAGE, protection, flags, file.as_raw_fd(), 0) };
-        if at == libc::MAP_FAILED {
-            return Err(Errno::from_io_error(&std::io::Error::last_os_error()).expect("of the system"));
-        }
-        Ok(Self(at))
-    }
-
-    fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: the page is mapped until this is dropped, and the file behind it never shrinks.
-        unsafe { std::slice::from_raw_parts_mut(self.0.cast(), PAGE) }
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: it was mapped with this length, and no reference to it outlives this.
-        unsafe { libc::munmap(self.0, PAGE) };
-    }
 }
 
 const NOW: Timestamps =
@@ -151,12 +123,12 @@ const REFUSED: &[Call] = &[
     ("sendfile to it", Errno::BADF, |at| rustix::fs::sendfile(at.open(), at.open(), None, 10).map(drop)),
     ("ioctl FICLONE", Errno::BADF, |at| rustix::fs::ioctl_ficlone(at.open(), at.open())),
     ("mmap shared, writable", Errno::ACCESS, |at| {
-        Mapping::new(&at.open(), libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED).map(drop)
+        Mapping::new(&at.open(), 0, PAGE, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED).map(drop)
     }),
     ("fcntl lock for writing", Errno::BADF, |at| rustix::fs::fcntl_lock(at.open(), FlockOperation::NonBlockingLockExclusive)),
     // What there is none of.
     ("mmap executable", Errno::PERM, |at| {
-        Mapping::new(&at.open(), libc::PROT_READ | libc::PROT_EXEC, libc::MAP_PRIVATE).map(drop)
+        Mapping::new(&at.open(), 0, PAGE, libc::PROT_READ | libc::PROT_EXEC, libc::MAP_PRIVATE).map(drop)
     }),
     ("access X_OK of a file", Errno::ACCESS, |at| rustix::fs::access(&at.file, Access::EXEC_OK)),
     ("getxattr of another name", Errno::NODATA, |at| rustix::fs::getxattr(&at.file, "user.x", &mut [0u8; 9]).map(drop)),
@@ -209,13 +181,13 @@ fn reading_by_all_ways_gives_the_bytes() {
 fn a_shared_mapping_shows_the_file_and_a_private_one_is_its_owners() {
     let (place, content) = (Place::new(), content());
     let file = place.open();
-    let mut shared = Mapping::new(&file, libc::PROT_READ, libc::MAP_SHARED).expect("maps");
-    let mut private = Mapping::new(&file, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE).expect("maps");
+    let mut shared = Mapping::new(&file, 0, PAGE, libc::PROT_READ, libc::MAP_SHARED).expect("maps");
+    let mut private = Mapping::new(&file, 0, PAGE, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE).expect("maps");
     drop(file);
-    assert_eq!(shared.bytes(), &content[..PAGE]);
-    private.bytes().fill(7);
-    assert_eq!(private.bytes(), [7; PAGE]);
-    assert_eq!(shared.bytes(), &content[..PAGE], "what is written into a private mapping stays there");
+    assert_eq!(shared.bytes(PAGE), &content[..PAGE]);
+    private.bytes(PAGE).fill(7);
+    assert_eq!(private.bytes(PAGE), [7; PAGE]);
+    assert_eq!(shared.bytes(PAGE), &content[..PAGE], "what is written into a private mapping stays there");
     assert_eq!(fs::read(&place.file).expect("readable"), content);
 }
 

@@ -6,11 +6,16 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::Home;
-use super::daemon::{Listener, Stalling, begin, configure, is_stuck, key, reader, wait_until};
+use super::daemon::{Listener, Stuck, begin, configure, key, wait_until};
 use super::mount::{Mountpoint, is_mounted, look};
+use crate::support::disk::taken;
+use crate::support::effort::{Random, effort, tell};
+use crate::support::readers::{Reader, Task};
 
 /// Nobody may wait longer for the error.
 const AT_ONCE: Duration = Duration::from_secs(1);
+/// Within this the next daemon serves.
+const SOON: Duration = Duration::from_secs(2);
 
 #[test]
 fn a_killed_daemon_fails_its_readers_at_once_and_the_next_one_serves_within_two_seconds() {
@@ -49,7 +54,7 @@ fn a_killed_daemon_fails_its_readers_at_once_and_the_next_one_serves_within_two_
         let again = Instant::now();
         let mut daemon = begin(&home, &place, &home.text("notify"));
         listener.hears();
-        assert!(again.elapsed() < Duration::from_secs(2), "{:?}", again.elapsed());
+        assert!(again.elapsed() < SOON, "{:?}", again.elapsed());
         look(&["cmp", &home.text("data/a"), &path.display().to_string()]).done();
         open.read_exact_at(&mut [0; 100], last).expect_err("it was the dead one's");
         daemon.signal("TERM").ended().done();
@@ -59,23 +64,67 @@ fn a_killed_daemon_fails_its_readers_at_once_and_the_next_one_serves_within_two_
 
 #[test]
 fn a_reader_that_is_stuck_leaves_at_once_when_the_daemon_is_killed() {
-    let stalling = Stalling::new();
-    let home = &stalling.home;
-    let (place, listener) = (Mountpoint::new(home, "mount"), Listener::at(home));
-    let mut daemon = begin(home, &place, &home.text("notify"));
-    listener.hears();
-    look(&["ls", "-lR", &place.text()]).done();
-    stalling.server.hold();
-    let mut reader = reader(&home.path("mount/demo/latest/data/a"));
-    wait_until("the reader to be stuck", Duration::from_secs(10), || is_stuck(&reader));
+    let Stuck { mut reader, mut daemon, listener, place, stalling } = Stuck::new();
     daemon.signal("KILL");
     daemon.ended();
     wait_until("the stuck reader", AT_ONCE, || reader.try_wait().expect("ours").is_some());
     assert!(!reader.wait().expect("ended").success(), "an error, not a short file");
 
     stalling.server.go_on();
+    let home = &stalling.home;
     let mut daemon = begin(home, &place, &home.text("notify"));
     listener.hears();
     look(&["cmp", &home.text("data/a"), &home.text("mount/demo/latest/data/a")]).done();
     daemon.signal("TERM").ended().done();
+}
+
+#[test]
+fn a_daemon_killed_at_any_instant_of_reads_and_cache_writes_leaves_no_wrong_byte_and_nobody_waiting() {
+    const LIMIT: u64 = 8 << 20;
+    let mut random = Random::begin("daemon kill");
+    let home = Home::with_repository();
+    // Three times what the cache holds, so that something is put into it, and something goes, in every round.
+    home.data("data/large", 16 << 20, 1);
+    home.data("data/middle", 5_000_007, 2);
+    (0..40).for_each(|number| home.data(&format!("data/small/{number}"), 1 + number * number * 60, number as u64));
+    home.snapshot(&[]);
+    let cache = home.path("cache");
+    configure(&home, "", &key(&home), &format!("[cache]\ndirectory = {cache:?}\nsize = \"{LIMIT}\"\nkeep_free = \"0\""));
+    let (place, listener) = (Mountpoint::new(&home, "mount"), Listener::at(&home));
+    let task = Task { shown: &home.path("mount/demo/latest/data"), originals: &home.path("data"), steps: None };
+    let (rounds, mut reads, mut bytes, mut most) = (effort(5, 200), 0, 0, 0);
+    let begin_soon = || {
+        let began = Instant::now();
+        let daemon = begin(&home, &place, &home.text("notify"));
+        // One that was killed at its beginning may have said something too.
+        while !listener.hears().contains(&format!("READY=1\nMAINPID={}\n", daemon.child.id())) {}
+        assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+        daemon
+    };
+    for round in 0..rounds {
+        if round % 5 == 4 {
+            // In the middle of its beginning, with what the one before it left.
+            let mut daemon = begin(&home, &place, &home.text("notify"));
+            std::thread::sleep(random.duration(Duration::from_millis(100)));
+            daemon.child.kill().expect("ours");
+            daemon.ended();
+        }
+        let mut daemon = begin_soon();
+        let readers = [(); 3].map(|()| Reader::begin(&task, &mut random));
+        std::thread::sleep(random.duration(Duration::from_millis(400)));
+        daemon.child.kill().expect("ours");
+        for reader in readers {
+            let tally = reader.refused(AT_ONCE);
+            (reads, bytes) = (reads + tally.reads, bytes + tally.bytes);
+        }
+        assert_eq!(daemon.ended().code, None, "round {round}: it was killed");
+        most = most.max(taken(&cache));
+        assert!(most <= LIMIT, "round {round}: {most} of {LIMIT}");
+    }
+    let mut daemon = begin_soon();
+    look(&["diff", "-r", &home.text("data"), &task.shown.display().to_string()]).done();
+    assert!(taken(&cache) <= LIMIT);
+    daemon.signal("TERM").ended().done();
+    assert!(reads as usize > rounds && most > LIMIT / 2, "{reads} reads, {most} of {LIMIT}");
+    tell(&format!("{rounds} kills, {reads} reads of {bytes} bytes, a cache of {most} at most"));
 }

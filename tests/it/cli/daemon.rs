@@ -86,9 +86,30 @@ impl Stalling {
     }
 }
 
-/// Somebody who reads a file until the end.
-pub fn reader(path: &Path) -> Child {
-    Command::new("cat").arg(path).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("coreutils are installed")
+/// A daemon, and somebody who reads a file through it until the end, who waits for a bucket that hangs.
+pub struct Stuck {
+    pub reader: Child,
+    pub daemon: Begun,
+    pub listener: Listener,
+    pub place: Mountpoint,
+    pub stalling: Stalling,
+}
+
+impl Stuck {
+    pub fn new() -> Self {
+        let stalling = Stalling::new();
+        let home = &stalling.home;
+        let (place, listener) = (Mountpoint::new(home, "mount"), Listener::at(home));
+        let daemon = begin(home, &place, &home.text("notify"));
+        listener.hears();
+        look(&["ls", "-lR", &place.text()]).done();
+        stalling.server.hold();
+        let path = home.path("mount/demo/latest/data/a");
+        let mut cat = Command::new("cat");
+        let reader = cat.arg(path).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("coreutils are installed");
+        wait_until("the reader to be stuck", Duration::from_secs(10), || is_stuck(&reader));
+        Self { reader, daemon, listener, place, stalling }
+    }
 }
 
 pub fn wait_until(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) {
@@ -100,7 +121,7 @@ pub fn wait_until(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) 
 }
 
 /// Sleeps in a call that only the file system ends.
-pub fn is_stuck(child: &Child) -> bool {
+fn is_stuck(child: &Child) -> bool {
     std::fs::read_to_string(format!("/proc/{}/stat", child.id())).is_ok_and(|stat| stat.contains(") D "))
 }
 
@@ -182,20 +203,12 @@ fn a_reload_takes_over_what_can_change_and_names_what_needs_a_restart() {
 
 #[test]
 fn a_signal_unmounts_and_ends_it_within_five_seconds_while_a_reader_is_stuck() {
-    let stalling = Stalling::new();
-    let home = &stalling.home;
-    let (place, listener) = (Mountpoint::new(home, "mount"), Listener::at(home));
-    let mut daemon = begin(home, &place, &home.text("notify"));
-    listener.hears();
-    look(&["ls", "-lR", &place.text()]).done();
-    stalling.server.hold();
-    let mut reader = reader(&home.path("mount/demo/latest/data/a"));
-    wait_until("the reader to be stuck", Duration::from_secs(10), || is_stuck(&reader));
+    let mut stuck = Stuck::new();
     let began = Instant::now();
-    daemon.signal("TERM").ended().done();
+    stuck.daemon.signal("TERM").ended().done();
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
-    assert!(!is_mounted(&place.0));
-    assert!(!reader.wait().expect("ends").success(), "an error, not a short file");
+    assert!(!is_mounted(&stuck.place.0));
+    assert!(!stuck.reader.wait().expect("ends").success(), "an error, not a short file");
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod faults;
 mod files;
 mod gate;
 mod host;
+mod large;
 mod mount;
 mod mount_helper;
 mod names;

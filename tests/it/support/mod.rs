@@ -1,9 +1,13 @@
 //! What the integration tests share.
 
 pub mod chains;
+pub mod child;
 pub mod command;
+pub mod disk;
 pub mod effort;
+pub mod mapping;
 pub mod mount;
+pub mod readers;
 pub mod redis;
 pub mod s3;
 pub mod store;
