@@ -301,7 +301,7 @@ fn ten_thousand_snapshots_are_listed_quickly() {
         source.publish("prod", &date(number), BLOCK, &[]);
     }
     let served = serve_with(source, |_| {});
-    let listed = within(Duration::from_secs(2), "ls -l", || succeed(&served.path("prod"), &["ls", "-l"]));
+    let listed = within(Duration::from_secs(10), "ls -l", || succeed(&served.path("prod"), &["ls", "-l"]));
     assert_eq!(listed.lines().count(), 10_002);
     assert_eq!(served.source.small_reads.load(Ordering::SeqCst), 2, "one listing of clusters and one of snapshots");
 }

@@ -374,7 +374,9 @@ fn extended_attributes_tell_how_a_file_is_stored() {
     assert_eq!(of_snapshot.len(), 2);
 
     let above = snapshot.parent().and_then(Path::parent).expect("has one");
-    for path in [above, &above.join("prod"), &place.node, &place.directory, &snapshot.join(".snapshot.json")] {
+    let of_mount = extended(above);
+    assert!(of_mount.iter().map(|(name, value)| (&**name, &**value)).eq([("user.tintype.passthrough", "off")]), "{of_mount:?}");
+    for path in [&above.join("prod"), &place.node, &place.directory, &snapshot.join(".snapshot.json")] {
         assert!(extended(path).is_empty(), "{}", path.display());
     }
 }
