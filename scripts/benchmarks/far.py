@@ -5,7 +5,7 @@ import sys
 from . import work
 from .base import MIB, RUNS
 from .figures import TOO_LONG, Figure, Figures
-from .near import RANGE_BYTES, prepared, title
+from .near import MEMORY_MIB, RANGE_BYTES, prepared, title
 from .rig import FIRST_BYTE_MS, MEGABYTES_PER_SECOND, Noise, drop_caches
 from .systems import Mounted, Ours
 
@@ -15,18 +15,18 @@ FIRST_BYTE_WANTED_MS = 2 * FIRST_BYTE_MS + 1000 * MIB / (MEGABYTES_PER_SECOND * 
 FIGURES = [
     Figure("mount", "mount to first ls", "ms", 1, is_more_better=False),
     Figure("first", "first byte of a cold open", "ms", 1, FIRST_BYTE_WANTED_MS, is_more_better=False),
-    Figure("first-requests", "its requests", "", None, digits=0),
+    Figure("first-requests", "its requests", "", None, is_more_better=False),
     Figure("cold1", "cold sequential, one reader", "MB/s", 1),
     Figure("cold1", "of the bare client, 8 connections", "MB/s", 0.8, "bare, 8"),
     Figure("cold1", "of the bare client, 24 connections", "MB/s", 0.8, "bare, 24"),
     Figure("cold2", "two readers", "MB/s", 1),
     Figure("dropped", "again, page cache dropped", "MB/s", 1),
     Figure("fetched", "fetched, of what is stored", "", 1, 1.05, is_more_better=False, digits=3),
-    Figure("requests", "requests of a sequential read", "", None, digits=0),
-    Figure("connections", "connections open at once", "", None, digits=0),
+    Figure("requests", "requests of a sequential read", "", None, is_more_better=False),
+    Figure("connections", "connections open at once", "", None),
     Figure("small", "many files of 64 KiB, cold", "s", 1, is_more_better=False, digits=2),
     Figure("list", "ls -l of a large directory, cold", "s", 1, is_more_better=False, digits=2),
-    Figure("memory", "peak memory of the daemon", "MiB", None, digits=0, is_more_better=False),
+    Figure("memory", "peak memory of the daemon", "MiB", 1, MEMORY_MIB, is_more_better=False),
 ]
 
 
