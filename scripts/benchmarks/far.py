@@ -6,7 +6,7 @@ from . import work
 from .base import MIB, RUNS
 from .figures import TOO_LONG, Figure, Figures
 from .near import MEMORY_MIB, RANGE_BYTES, prepared, title
-from .rig import FIRST_BYTE_MS, MEGABYTES_PER_SECOND, Noise, drop_caches
+from .rig import FIRST_BYTE_MS, MEGABYTES_PER_SECOND, Attempts, Noise, drop_caches
 from .systems import Mounted, Ours
 
 # An open may ask for the table of a file, then for its first block, which takes its time on the line.
@@ -33,8 +33,8 @@ FIGURES = [
 class Round:
     """One round of one system, through a relay of its own, so that what it asked for can be counted."""
 
-    def __init__(self, rig, data, figures, system, is_first):
-        self.rig, self.data, self.figures, self.system, self.is_first = rig, data, figures, system, is_first
+    def __init__(self, rig, data, figures, system, is_first, attempts):
+        self.rig, self.data, self.figures, self.system, self.is_first, self.attempts = rig, data, figures, system, is_first, attempts
         self.memory = 0.0
 
     def add(self, key, value):
@@ -51,7 +51,7 @@ class Round:
                 continue
             relay = self.rig.relay()
             try:
-                step(relay)
+                self.attempts.attempt(step, relay)
             finally:
                 relay.end()
                 self.rig.relays.remove(relay)
@@ -108,16 +108,17 @@ def bare(rig, data, figures):
 
 
 def measured(bench, examples, chosen):
-    """All figures on the distant server."""
+    """All figures on the distant server, as a text, and how many failed."""
     rig, data, found = prepared(bench, examples, chosen)
-    figures, noise = Figures(title(data).replace("Near", "Distant", 1), "tintype", [peer.name for peer in found]), Noise()
+    figures = Figures(title(data).replace("Near", "Distant", 1), "tintype", [peer.name for peer in found])
+    noise, attempts = Noise(), Attempts()
     try:
         for number in range(RUNS):
             for system in [Ours(bench, rig), *found]:
                 print(f"  round {number + 1}: {system.name}", file=sys.stderr, flush=True)
                 noise.sample()
-                Round(rig, data, figures, system, number == 0).all()
-            bare(rig, data, figures)
+                Round(rig, data, figures, system, number == 0, attempts).all()
+            attempts.attempt(bare, rig, data, figures)
     finally:
         rig.end()
-    return figures.table(FIGURES) + f"\n\nNoise: {noise}.\n"
+    return figures.table(FIGURES) + f"\n\nNoise: {noise}.\n", attempts.failures

@@ -8,7 +8,7 @@ from . import work
 from .base import MIB, RUNS
 from .data import Data
 from .figures import TOO_LONG, Figure, Figures
-from .rig import Noise, Rig, drop_caches
+from .rig import Attempts, Noise, Rig, drop_caches
 from .systems import Disk, Mounted, Ours, Restic, peers
 
 # What the mount promises to take: its memory for blocks, and the rest of it.
@@ -46,8 +46,8 @@ FIGURES = [
 class Round:
     """One round of one system: a value for each figure, mounted anew for each that is to be cold."""
 
-    def __init__(self, data, figures, system, port, sums):
-        self.data, self.figures, self.system, self.port, self.sums = data, figures, system, port, sums
+    def __init__(self, data, figures, system, port, sums, attempts):
+        self.data, self.figures, self.system, self.port, self.sums, self.attempts = data, figures, system, port, sums, attempts
         self.memory = 0.0
 
     def is_hopeless(self, key):
@@ -75,12 +75,8 @@ class Round:
             raise RuntimeError(f"{self.system.name}: {name} has OTHER BYTES than what was stored")
 
     def all(self):
-        self.sequential()
-        self.parallel()
-        self.real()
-        self.random()
-        self.small()
-        self.list()
+        for step in (self.sequential, self.parallel, self.real, self.random, self.small, self.list):
+            self.attempts.attempt(step)
         if self.system.is_mounted:
             self.add("memory", self.memory)
 
@@ -198,20 +194,20 @@ def prepared(bench, examples, chosen):
 
 
 def measured(bench, examples, chosen):
-    """All figures on the near server."""
+    """All figures on the near server, as a text, and how many failed."""
     rig, data, found = prepared(bench, examples, chosen)
-    figures, noise, sums = Figures(title(data), "tintype", [peer.name for peer in found]), Noise(), {}
+    figures, noise, attempts, sums = Figures(title(data), "tintype", [peer.name for peer in found]), Noise(), Attempts(), {}
     try:
         for number in range(RUNS):
             for system in [Ours(bench, rig), *found, Disk(bench, rig, "disk")]:
                 print(f"  round {number + 1}: {system.name}", file=sys.stderr, flush=True)
                 noise.sample()
-                Round(data, figures, system, rig.port, sums).all()
-            bare(data, figures, rig, rig.port)
-            kept_on_disk(data, figures, rig, bench, rig.port)
+                Round(data, figures, system, rig.port, sums, attempts).all()
+            attempts.attempt(bare, data, figures, rig, rig.port)
+            attempts.attempt(kept_on_disk, data, figures, rig, bench, rig.port)
     finally:
         rig.end()
-    return figures.table(FIGURES) + f"\n\nNoise: {noise}.\n"
+    return figures.table(FIGURES) + f"\n\nNoise: {noise}.\n", attempts.failures
 
 
 def title(data):

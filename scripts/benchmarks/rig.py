@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 
 from .base import TOOLS, free_port
@@ -24,13 +25,13 @@ FIRST_BYTE_MS, MEGABYTES_PER_SECOND = 30, 90
 # versions of objects in its own way, so conditions that carry a version from behind are taken out of what it answers itself.
 NGINX = """
 load_module {module};
-worker_processes 2; daemon off; pid {place}/nginx.pid; error_log {place}/nginx-errors; {user}
+worker_processes 2; worker_rlimit_nofile 16384; daemon off; pid {place}/nginx.pid; error_log {place}/nginx-errors; {user}
 events {{ worker_connections 2048; }}
 http {{
   access_log off; types {{ }} default_type application/octet-stream;
   sendfile on; sendfile_max_chunk 1m; tcp_nodelay on;
   keepalive_timeout 600; keepalive_requests 10000000;
-  open_file_cache max=40000 inactive=60s; open_file_cache_valid 5s;
+  open_file_cache max=4000 inactive=60s; open_file_cache_valid 5s;
   client_max_body_size 0; client_body_temp_path {place}/bodies; proxy_temp_path {place}/answers;
   fastcgi_temp_path {place}/f; uwsgi_temp_path {place}/u; scgi_temp_path {place}/s;
   upstream behind {{ server 127.0.0.1:{behind}; keepalive 16; }}
@@ -145,6 +146,9 @@ class Rig:
         if getattr(self, "nginx", None):
             self.nginx.terminate()
             self.nginx.wait()
+            with open(self.bench.path("nginx-errors"), encoding="utf-8", errors="replace") as file:
+                for line in file.read().splitlines()[-5:]:
+                    print(f"  nginx: {line[:300]}", file=sys.stderr)
         self.bench.end()
         self.bench.servers.clear()
         subprocess.run(["umount", self.ram], check=False)
@@ -190,6 +194,20 @@ class Relay:
     def end(self):
         self.process.stdin.close()
         self.process.wait()
+
+
+class Attempts:
+    """Does one step after the other; one that fails is told and counted, and the others still have their figures."""
+
+    def __init__(self):
+        self.failures = 0
+
+    def attempt(self, step, *arguments):
+        try:
+            step(*arguments)
+        except (RuntimeError, OSError, subprocess.SubprocessError, ValueError) as error:
+            self.failures += 1
+            print(f"  not measured: {error}", file=sys.stderr, flush=True)
 
 
 class Noise:
