@@ -61,8 +61,8 @@ pub fn page_aligned(bytes: usize) -> BytesMut {
 const LOAN_BYTES_MIN: usize = 64 * 1024;
 /// Loans come in sizes of powers of two, this many of them: 64 KiB to 16 MiB. Room that is not used is never touched.
 const LOAN_SIZES: usize = 9;
-/// Bytes kept of each size while nobody uses them.
-const LOAN_KEPT_BYTES: usize = 8 * 1024 * 1024;
+/// Bytes kept of each size while nobody uses them: what a few requests borrow and give back together.
+const LOAN_KEPT_BYTES: usize = 16 * 1024 * 1024;
 
 static LOANS: Mutex<[Vec<Vec<u8>>; LOAN_SIZES]> = Mutex::new([const { Vec::new() }; LOAN_SIZES]);
 
@@ -118,7 +118,9 @@ impl Drop for Loan {
     fn drop(&mut self) {
         let Some(size) = size_of_loan(self.length) else { return };
         let mut loans = LOANS.lock().unwrap_or_else(PoisonError::into_inner);
-        if loans[size].len() < (LOAN_KEPT_BYTES / (LOAN_BYTES_MIN << size)).max(1) {
+        let kept = &loans[size];
+        // What was never touched of a buffer's room takes no memory.
+        if kept.iter().map(Vec::len).sum::<usize>() + self.buffer.len() <= LOAN_KEPT_BYTES || kept.is_empty() {
             loans[size].push(std::mem::take(&mut self.buffer));
         }
     }

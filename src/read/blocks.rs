@@ -93,9 +93,9 @@ impl BlockReader {
         &self.source
     }
 
-    /// How far ahead one reader may be: the option, or a third of a cache that is small.
+    /// How far ahead one reader may be: the option, or half of a cache that is small.
     pub fn ahead_bytes(&self) -> u64 {
-        self.options.ahead_bytes.min(self.cache.limit_bytes() / 3)
+        self.options.ahead_bytes.min(self.cache.limit_bytes() / 2)
     }
 
     /// How long one fetch may take.
@@ -151,11 +151,16 @@ impl BlockReader {
     pub fn ahead(self: &Arc<Self>, tree: &NodeTree, blocks: &[Wanted]) -> usize {
         let room = self.ahead.available_permits() as u64 * PERMIT_BYTES;
         let mut wanted = Vec::new();
-        let (mut bytes, mut covered) = (0, 0);
+        let (mut bytes, mut covered, mut first) = (0, 0, None);
         for block in blocks {
             let extent = &block.extent;
             if self.cached(extent).is_none() && !self.flights.has(&extent.id) {
+                let first = *first.get_or_insert(covered);
                 if bytes + u64::from(extent.plain_bytes) > room {
+                    // Several readers share the room: a part too small for a good request is left until there is more.
+                    if bytes < FETCH_BYTES {
+                        return first;
+                    }
                     break;
                 }
                 bytes += u64::from(extent.plain_bytes);

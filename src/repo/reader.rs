@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
 
 use super::repository::Repository;
 use super::seal::{SealType, Sealer};
@@ -20,6 +21,8 @@ use crate::object::ObjectError;
 const RANGE_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// Blocks below this are opened where they are: handing them over would cost more than the work.
 const INLINE_BYTES: u32 = 128 * 1024;
+/// Pages of a large directory that are fetched together: a distant store answers each after tens of milliseconds.
+const PAGES_AT_A_TIME: usize = 8;
 /// What a segment takes in memory.
 const RECORD_BYTES: usize = 96;
 
@@ -224,12 +227,17 @@ impl SnapshotSource for Repository {
         let is_before = |candidate: &TreePath| candidate.parent_bytes() < path.as_bytes() || candidate.is_root();
         let is_inside = |candidate: &TreePath| candidate.parent_bytes() == path.as_bytes() && !candidate.is_root();
         let start = pages.partition_point(|page| is_before(&page.first)).saturating_sub(1);
+        let candidates = pages[start..].iter().take_while(|page| is_before(&page.first) || is_inside(&page.first));
+        // Each reference is its own future's, so that they need not outlive this call.
+        let reading: Vec<_> =
+            candidates
+                .map(|reference| async move {
+                    Ok::<_, RepoError>((reference, self.tree_page(&tree.manifest.cluster, reference).await?))
+                })
+                .collect();
+        let mut read = futures::stream::iter(reading).buffered(PAGES_AT_A_TIME);
         let mut entries = Vec::new();
-        for reference in &pages[start..] {
-            if !is_before(&reference.first) && !is_inside(&reference.first) {
-                break;
-            }
-            let page = self.tree_page(&tree.manifest.cluster, reference).await?;
+        while let Some((reference, page)) = read.try_next().await? {
             let from = page.entries.partition_point(|entry| is_before(&entry.path));
             let count = page.entries[from..].partition_point(|entry| is_inside(&entry.path));
             let mut shared = None;
