@@ -115,7 +115,7 @@ async fn a_store_that_goes_wrong_at_any_one_call_never_gives_a_wrong_byte() {
     home.snapshot(&[]);
     let inner = Arc::new(LocalStore::new(home.path("repository")));
     let counting = FaultyStore::new(inner.clone());
-    let (whole, wrong) = see(&*tree(&home, &counting).await.expect("opens")).await;
+    let (whole, wrong) = see(&tree(&home, &counting).await.expect("opens")).await;
     assert!(wrong.is_empty(), "{wrong:?}");
     let of = |seen: &Seen, name: &str| seen.iter().find(|(path, _)| path.ends_with(name)).expect("shown").1.clone();
     assert_eq!((of(&whole, "/a"), of(&whole, "/c")), (noise(3_500_000, 1), noise(10, 3)));
