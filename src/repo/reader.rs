@@ -59,7 +59,7 @@ fn lost(key: &str, error: ObjectError) -> RepoError {
 }
 
 /// What does not verify is read once more before it counts as damaged: a bit may have flipped on the way.
-async fn twice<T, F: Future<Output = Result<T, RepoError>>>(work: impl Fn() -> F) -> Result<T, RepoError> {
+pub(super) async fn twice<T, F: Future<Output = Result<T, RepoError>>>(work: impl Fn() -> F) -> Result<T, RepoError> {
     match work().await {
         Err(error @ RepoError::Corrupt { .. }) => {
             tracing::warn!(%error, "is read once more");

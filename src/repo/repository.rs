@@ -10,6 +10,7 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::key_box::{self, KeyBox, KeyBoxEntry, Secret};
+use super::reader::twice;
 use super::recent::Recent;
 use super::seal::{self, MANIFEST_BYTES_MAX, MasterKey, SealType, Sealer};
 use super::{RepoError, layout};
@@ -296,12 +297,15 @@ impl Repository {
         kind: SealType,
         scope: &str,
     ) -> Result<(T, BlockId, usize), RepoError> {
-        let sealed = self.store.get(key, None).await?;
-        let sealer = self.scope(scope);
-        let plain = sealer
-            .open(kind, key.as_bytes(), &sealed, MANIFEST_BYTES_MAX, None)
-            .map_err(|error| RepoError::corrupt(key, error.to_string()))?;
-        Ok((parse(key, &plain)?, sealer.placed_id(kind, key.as_bytes(), &plain), plain.len()))
+        twice(|| async {
+            let sealed = self.store.get(key, None).await?;
+            let sealer = self.scope(scope);
+            let plain = sealer
+                .open(kind, key.as_bytes(), &sealed, MANIFEST_BYTES_MAX, None)
+                .map_err(|error| RepoError::corrupt(key, error.to_string()))?;
+            Ok((parse(key, &plain)?, sealer.placed_id(kind, key.as_bytes(), &plain), plain.len()))
+        })
+        .await
     }
 }
 

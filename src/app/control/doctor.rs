@@ -40,7 +40,7 @@ pub async fn run(session: &Session, args: DoctorArgs) -> Result<Exit, Failure> {
     let (found, advice) = super::updatedb::look();
     checks.push(Check { advice, ..Check::new("updatedb", Ok(found)) });
     checks.extend(cache(session));
-    checks.extend(mounts().await);
+    checks.extend(mounts(session).await);
     let mut text = String::new();
     for check in &checks {
         match &check.outcome {
@@ -153,17 +153,20 @@ fn cache(session: &Session) -> Option<Check> {
     Some(Check::new("cache", outcome))
 }
 
-/// What is mounted now: each says whether its store answers, what it has cached and how it reads it.
-async fn mounts() -> Vec<Check> {
+/// What is mounted now: each says whether its store answers, what it has cached and how it reads it. One that is dead is
+/// wrong where the configuration has it; others may be somebody else's business.
+async fn mounts(session: &Session) -> Vec<Check> {
     let mounts = tokio::task::spawn_blocking(served::mounts).await.unwrap_or_default();
+    let configured = session.config.mount.mountpoint.as_deref();
     let check = |mount: served::Served| {
-        let outcome = if mount.answers() {
-            Ok(mount.line())
-        } else {
-            let place = mount.mountpoint.display();
-            Err(Failure::new("mount", format!("{place} does not answer")).hint(format!("take it away: tintype unmount {place}")))
-        };
-        Check::new("mounted", outcome)
+        let place = mount.mountpoint.display();
+        let advice = (!mount.answers()).then(|| format!("take it away: tintype unmount {place}"));
+        match advice {
+            Some(advice) if configured == Some(&mount.mountpoint) => {
+                Check::new("mounted", Err(Failure::new("mount", mount.line()).hint(advice)))
+            }
+            advice => Check { advice, ..Check::new("mounted", Ok(mount.line())) },
+        }
     };
     mounts.into_iter().map(check).collect()
 }

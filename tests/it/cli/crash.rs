@@ -128,3 +128,20 @@ fn a_daemon_killed_at_any_instant_of_reads_and_cache_writes_leaves_no_wrong_byte
     assert!(reads as usize > rounds && most > LIMIT / 2, "{reads} reads, {most} of {LIMIT}");
     tell(&format!("{rounds} kills, {reads} reads of {bytes} bytes, a cache of {most} at most"));
 }
+
+#[test]
+fn the_doctor_names_a_configured_mount_that_is_dead_and_the_remedy() {
+    let home = Home::with_snapshot();
+    let (place, listener) = (Mountpoint::new(&home, "mount"), Listener::at(&home));
+    configure(&home, "", &key(&home), &format!("mountpoint = {:?}", place.text()));
+    let mut daemon = begin(&home, &place, &home.text("notify"));
+    listener.hears();
+    assert!(home.run(&["doctor"]).done().text().contains(&format!("ok    mounted: {}", place.text())));
+    daemon.signal("KILL");
+    daemon.ended();
+    let ran = home.run(&["doctor"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    let said = format!("WRONG mounted: {0}  does not answer\n      next: take it away: tintype unmount {0}\n", place.text());
+    assert!(ran.text().contains(&said), "{ran:?}");
+    home.run(&["unmount", &place.text()]).done();
+}
