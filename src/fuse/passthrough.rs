@@ -67,10 +67,11 @@ impl Passthrough {
     /// Answers an open that gave `handle`.
     pub(super) async fn answer(&self, fs: &SnapshotFs, inode: u64, handle: u64, reply: ReplyOpen) {
         let is_large = fs.cacheable_bytes(handle).is_some_and(|bytes| bytes >= BYTES_MIN);
-        if !is_large || !self.is_possible() {
+        if !is_large {
             return reply.opened(FileHandle(handle), KEPT);
         }
-        let whole = fs.whole_file(handle).await;
+        // Also once it was refused: a file that is open in the other way stays in it.
+        let whole = if self.is_possible() { fs.whole_file(handle).await } else { None };
         let backing = {
             let mut open = self.open();
             let entry = open
