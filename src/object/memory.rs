@@ -120,6 +120,9 @@ impl ObjectStore for MemoryStore {
         }
         state.puts += 1;
         let version = state.puts;
+        // A copy, because the room of a pack's body may be many times its bytes: with 10,000 of them kept as they came
+        // the address space of a process is too large for a fork.
+        let body = Bytes::copy_from_slice(&body);
         state.objects.insert(key.to_owned(), Stored { body, modified_us, version });
         Ok(PutReceipt { version: version_of(version), is_checked_by_store: true })
     }
