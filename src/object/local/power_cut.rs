@@ -107,6 +107,18 @@ impl State {
         Ok(id)
     }
 
+    fn rename(&mut self, from: &str, to: &str) -> Result<()> {
+        let id = self.find(from)?;
+        self.change(to, |entries, name| {
+            entries.insert(name.to_owned(), id);
+            Ok(())
+        })?;
+        self.change(from, |entries, name| {
+            entries.remove(name);
+            Ok(())
+        })
+    }
+
     fn after_cut(&self, survival: Survival) -> Self {
         let mut after = self.clone();
         (after.power_until, after.fails_at) = (None, None);
@@ -242,23 +254,16 @@ impl Disk for SimulatedDisk {
     }
 
     fn replace(&self, from: &str, to: &str) -> Result<()> {
-        let mut state = self.step(format!("replace {to}"))?;
-        let id = state.find(from)?;
-        state.change(to, |entries, name| {
-            entries.insert(name.to_owned(), id);
-            Ok(())
-        })?;
-        state.change(from, |entries, name| {
-            entries.remove(name);
-            Ok(())
-        })
+        self.step(format!("replace {to}"))?.rename(from, to)
     }
 
     fn move_new(&self, from: &str, to: &str) -> Result<()> {
-        if self.state().find(to).is_ok() {
+        // Looked at and moved under one lock, as the system does it.
+        let mut state = self.step(format!("move {to}"))?;
+        if state.find(to).is_ok() {
             return Err(errno(libc::EEXIST));
         }
-        self.replace(from, to)
+        state.rename(from, to)
     }
 
     fn remove(&self, path: &str) -> Result<()> {
