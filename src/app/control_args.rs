@@ -71,6 +71,12 @@ pub enum Verb {
     Unmount(UnmountArgs),
     /// Fetch a node of a snapshot into the cache on this host's disk
     Warm(WarmArgs),
+    /// Make a writable copy-on-write clone of a node of a snapshot
+    Clone(CloneArgs),
+    /// List the clones of this host; serve those again that are not served
+    Clones(ClonesArgs),
+    /// Take a clone away, with everything that was written to it
+    Unclone(UncloneArgs),
     /// Restore nodes from a snapshot; shows the plan, acts with --yes
     Restore(RestoreArgs),
     /// Put the directory from before a restore back
@@ -248,6 +254,45 @@ pub struct WarmArgs {
     /// The most that the cache directory takes on the disk, where no mount uses it
     #[arg(long, value_name = "SIZE")]
     pub cache_size: Option<Bytes>,
+}
+
+/// `clone`
+#[derive(Debug, Args)]
+pub struct CloneArgs {
+    /// CLUSTER/DATE/NODE
+    pub source: String,
+    /// Where the clone appears: an empty directory, or one that is not there yet
+    pub directory: PathBuf,
+    /// A new directory on a local disk for what is written [default: one in the state directory]
+    #[arg(long, value_name = "DIRECTORY")]
+    pub upper: Option<PathBuf>,
+    /// Let other users in, as far as owners and modes allow
+    #[arg(long)]
+    pub allow_other: bool,
+    /// Give everything that was captured to USER:GROUP
+    #[arg(long, value_name = "USER:GROUP")]
+    pub owner: Option<String>,
+    /// Memory for blocks of the snapshot [default: 256MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<Bytes>,
+}
+
+/// `clones`
+#[derive(Debug, Args)]
+pub struct ClonesArgs {
+    /// Serve those again that are not served, as after a restart of the host
+    #[arg(long)]
+    pub serve: bool,
+}
+
+/// `unclone`
+#[derive(Debug, Args)]
+pub struct UncloneArgs {
+    /// Where the clone is
+    pub directory: PathBuf,
+    /// Do it; without, show what would be lost
+    #[arg(long)]
+    pub yes: bool,
 }
 
 /// `restore`

@@ -59,6 +59,9 @@ pub struct DaemonArgs {
     /// A security context for the kernel
     #[arg(long, hide = true, value_name = "OPTION", value_parser = parse_kernel_option)]
     pub kernel_option: Vec<String>,
+    /// Serve this clone instead of the snapshots
+    #[arg(long, hide = true, value_name = "ID", conflicts_with = "mountpoint")]
+    pub clone: Option<uuid::Uuid>,
     /// Leave the terminal, and write `served` or `error: …` to standard output once
     #[arg(long)]
     pub ready: bool,
@@ -209,6 +212,11 @@ pub async fn serve_mount(session: &Session, request: &MountRequest, ready: Readi
 
 /// What `tintyped` was told to do.
 pub async fn run(session: &Session, args: DaemonArgs) -> Result<Exit, Failure> {
+    let ready = readiness(args.ready)?;
+    if let Some(id) = args.clone {
+        super::clone::serve(session, id, ready).await?;
+        return Ok(Exit::Done);
+    }
     let mount_args = MountArgs {
         mountpoint: args.mountpoint,
         allow_other: args.allow_other,
@@ -222,14 +230,17 @@ pub async fn run(session: &Session, args: DaemonArgs) -> Result<Exit, Failure> {
         kernel_option: args.kernel_option,
     };
     let request = MountRequest::merge(session, &mount_args)?;
-    let ready = if args.ready {
-        // A terminal that is closed must not take the mount with it. Failing means that we lead a session already.
-        let _leads_already = rustix::process::setsid();
-        let stdout = std::os::fd::AsFd::as_fd(&std::io::stdout()).try_clone_to_owned();
-        Readiness::Pipe(stdout.map_err(|error| Failure::new("system", format!("standard output: {error}")))?)
-    } else {
-        Readiness::Silent
-    };
     serve_mount(session, &request, ready).await?;
     Ok(Exit::Done)
+}
+
+/// Who is told: the pipe of who started us in the background, or nobody.
+fn readiness(is_in_background: bool) -> Result<Readiness, Failure> {
+    if !is_in_background {
+        return Ok(Readiness::Silent);
+    }
+    // A terminal that is closed must not take the mount with it. Failing means that we lead a session already.
+    let _leads_already = rustix::process::setsid();
+    let stdout = std::os::fd::AsFd::as_fd(&std::io::stdout()).try_clone_to_owned();
+    Ok(Readiness::Pipe(stdout.map_err(|error| Failure::new("system", format!("standard output: {error}")))?))
 }

@@ -9,6 +9,7 @@ use failure::{Exit, Failure};
 use output::Output;
 use wiring::Session;
 
+pub mod clone;
 pub mod config;
 pub mod control;
 pub mod control_args;

@@ -244,7 +244,21 @@ pub async fn serve(
             return Err(error);
         }
     };
-    tracing::info!(mountpoint = %options.mountpoint.display(), "served");
+    serve_until(&session, &options.mountpoint, ready, stop).await?;
+    if let Some(disk) = disk {
+        tracing::info!(directory = %disk.directory().display(), counts = ?disk.counts(), "the cache is let go");
+    }
+    Ok(())
+}
+
+/// Says that a mount is served, and waits until it is unmounted by anybody, or `stop` returns, which unmounts it.
+pub(super) async fn serve_until(
+    session: &Session,
+    mountpoint: &Path,
+    ready: Readiness,
+    stop: impl Future<Output = ()>,
+) -> Result<(), MountError> {
+    tracing::info!(mountpoint = %mountpoint.display(), "served");
     ready.tell(Ok(()));
     tokio::select! {
         () = session.ended() => {}
@@ -253,7 +267,7 @@ pub async fn serve(
     // Also after it ended: threads that died for another reason leave a mount that would hang everybody.
     let entry = session.entry();
     if !session.has_ended() || matches!(entry, Ok(Some(_))) {
-        let mountpoint = options.mountpoint.clone();
+        let mountpoint = mountpoint.to_owned();
         let unmounted = tokio::task::spawn_blocking(move || unmount(&mountpoint)).await;
         match unmounted {
             Ok(Ok(_) | Err(MountError::NotMounted { .. })) => {}
@@ -265,10 +279,7 @@ pub async fn serve(
             tracing::info!("the tree is unmounted, though still in use");
         }
     }
-    if let Some(disk) = disk {
-        tracing::info!(directory = %disk.directory().display(), counts = ?disk.counts(), "the cache is let go");
-    }
-    tracing::info!(mountpoint = %options.mountpoint.display(), "ended");
+    tracing::info!(mountpoint = %mountpoint.display(), "ended");
     Ok(())
 }
 
@@ -313,17 +324,22 @@ async fn begin(source: Arc<dyn SnapshotSource>, options: &MountOptions) -> Resul
             move |source| MountError::System { mountpoint, what, source }
         };
         let session = Session::mount(fs, &path, &session).map_err(system("cannot be mounted on"))?;
-        // Served means answered: the first request goes all the way.
-        match look(&path) {
-            Look::Directory => Ok((session, disk)),
-            Look::Dead(source) | Look::Refused(source) => Err(system("does not answer after mounting")(source)),
-            Look::Other => Err(system("does not answer after mounting")(io::ErrorKind::NotADirectory.into())),
-            Look::Hangs => Err(system("does not answer after mounting")(io::ErrorKind::TimedOut.into())),
-        }
+        answers(&path).map_err(system("does not answer after mounting"))?;
+        Ok((session, disk))
     });
     match began.await {
         Ok(result) => result,
         Err(error) => Err(MountError::System { mountpoint, what: "cannot be mounted on", source: io::Error::other(error) }),
+    }
+}
+
+/// Served means answered: the first request goes all the way.
+pub(super) fn answers(path: &Path) -> io::Result<()> {
+    match look(path) {
+        Look::Directory => Ok(()),
+        Look::Dead(source) | Look::Refused(source) => Err(source),
+        Look::Other => Err(io::ErrorKind::NotADirectory.into()),
+        Look::Hangs => Err(io::ErrorKind::TimedOut.into()),
     }
 }
 
@@ -363,7 +379,7 @@ pub fn stop_signal() -> impl Future<Output = ()> + Send + 'static {
 }
 
 /// Refuses what cannot be mounted on, cleans away what a dead daemon left there, and returns the path without links.
-fn prepare(options: &MountOptions) -> Result<PathBuf, MountError> {
+pub(super) fn prepare(options: &MountOptions) -> Result<PathBuf, MountError> {
     let mountpoint = options.mountpoint.clone();
     let path = clean_path(&mountpoint)?;
     let system = |what| {

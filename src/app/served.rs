@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
+use super::clone::CLONE;
 use super::mount::MountOptions;
 use super::mountpoint::{PATIENCE, within};
 use super::output::size;
@@ -74,12 +75,15 @@ impl Served {
         if !self.answers() {
             return format!("{place}  does not answer");
         }
+        let (store, passthrough) = (self.fact(STORE).unwrap_or("unknown"), self.fact(PASSTHROUGH).unwrap_or("unknown"));
+        if let Some(source) = self.fact(CLONE) {
+            return format!("{place}  clone of {source}; store {store}; passthrough {passthrough}");
+        }
         let bytes = |name| self.fact(name).and_then(|text| text.parse().ok()).map_or("?".to_owned(), size);
         let cache = match self.cache_directory() {
             Some(directory) => format!("{} of {} cached in {}", bytes(CACHE_USED), bytes(CACHE_LIMIT), directory.display()),
             None => "no cache on a disk".to_owned(),
         };
-        let (store, passthrough) = (self.fact(STORE).unwrap_or("unknown"), self.fact(PASSTHROUGH).unwrap_or("unknown"));
         format!("{place}  store {store}; {cache}; passthrough {passthrough}")
     }
 
@@ -89,6 +93,7 @@ impl Served {
         serde_json::json!({
             "mountpoint": self.mountpoint,
             "answers": self.answers(),
+            "clone": self.fact(CLONE),
             "repository": self.repository(),
             "store": self.fact(STORE),
             "cache_directory": self.cache_directory(),

@@ -36,7 +36,7 @@ impl About {
         Self(Some(Arc::new(facts)))
     }
 
-    fn facts(&self) -> Facts {
+    pub(super) fn facts(&self) -> Facts {
         self.0.as_ref().map_or_else(Vec::new, |facts| facts())
     }
 }

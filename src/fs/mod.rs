@@ -19,6 +19,7 @@
 
 pub mod attributes;
 pub mod catalogue;
+pub mod clone;
 pub mod error;
 mod extended;
 pub mod handle;

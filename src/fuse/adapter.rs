@@ -26,7 +26,7 @@ use crate::model::manifest::FileKind;
 use crate::model::names::COMPONENT_BYTES_MAX;
 
 /// How long the kernel keeps what never changes. Any long time would do; it forgets sooner when memory is short.
-const FOR_EVER: Duration = Duration::from_secs(30 * 24 * 3600);
+pub(super) const FOR_EVER: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How long the kernel keeps what may change: clusters, the names of snapshots, `latest`.
 const BRIEFLY: Duration = Duration::from_secs(1);
 /// Requests that wait for I/O at a time. The kernel's own limit for background requests is far below; only as many
@@ -34,7 +34,7 @@ const BRIEFLY: Duration = Duration::from_secs(1);
 const TASKS: usize = 1024;
 /// Read-ahead requests that the kernel may have under way. The default of 16 is used up by two readers of a store that
 /// answers in 30 ms.
-const BACKGROUND_REQUESTS: u16 = 64;
+pub(super) const BACKGROUND_REQUESTS: u16 = 64;
 
 /// See the head of this file.
 #[derive(Debug)]
@@ -65,7 +65,7 @@ impl Adapter {
 }
 
 /// Keeps a panic inside the request that it happened in: the reply is dropped, which the kernel gets as EIO.
-fn contained(call: &'static str, work: impl FnOnce()) {
+pub(super) fn contained(call: &'static str, work: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(work)).is_err() {
         tracing::error!(call, "a request panicked and was answered with EIO");
     }
@@ -91,7 +91,7 @@ fn file_type(kind: FileKind) -> FileType {
     }
 }
 
-fn time(since_1970_ns: i64) -> SystemTime {
+pub(super) fn time(since_1970_ns: i64) -> SystemTime {
     let distance = Duration::from_nanos(since_1970_ns.unsigned_abs());
     let time = if since_1970_ns < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) };
     time.unwrap_or(UNIX_EPOCH)
@@ -183,10 +183,7 @@ impl Filesystem for Adapter {
             }
         }
         if let Some(passthrough) = &self.passthrough {
-            // A cache on a plain file system: nothing is stacked below it.
-            if config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_err() || config.set_max_stack_depth(1).is_err() {
-                passthrough.refuse("the kernel cannot, it needs Linux 6.9 or later");
-            }
+            passthrough.ask(config);
         }
         if let Err(nearest) = config.set_max_background(BACKGROUND_REQUESTS) {
             tracing::debug!(nearest, "the kernel allows another number of background requests");

@@ -1,6 +1,7 @@
 //! The kernel's side of the mount.
 //!
-//! [`adapter`] translates the kernel's requests into calls of [`crate::fs::SnapshotFs`] and nothing else; [`session`]
+//! [`adapter`] translates the kernel's requests into calls of [`crate::fs::SnapshotFs`] and nothing else, `clone_adapter`
+//! into those of [`crate::fs::clone::CloneFs`]; [`session`]
 //! mounts and ends; `passthrough` has the kernel read cached files on its own; [`request`] is our own one; [`mounts`] reads the kernel's table of mounts and takes mounts off it, also dead ones.
 //!
 //! **Invariants.** A session thread never waits for the source: what needs I/O moves into a bounded task with its reply.
@@ -9,6 +10,8 @@
 //! **Not here**: what is shown (`fs`), which directories may be mounted on (`app`).
 
 pub mod adapter;
+mod clone_adapter;
+mod clone_reply;
 pub mod mounts;
 mod passthrough;
 pub mod request;

@@ -12,7 +12,7 @@ use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use fuser::{BackingId, FileHandle, FopenFlags, ReplyOpen};
+use fuser::{BackingId, FileHandle, FopenFlags, InitFlags, KernelConfig, ReplyOpen};
 
 use super::adapter::KEPT;
 use crate::fs::SnapshotFs;
@@ -28,7 +28,7 @@ pub type PassthroughState = Arc<Mutex<String>>;
 #[derive(Debug)]
 pub(super) struct Passthrough {
     is_possible: AtomicBool,
-    open: Mutex<HashMap<u64, Open>>,
+    inodes: Mutex<HashMap<u64, Open>>,
     state: PassthroughState,
 }
 
@@ -42,12 +42,28 @@ struct Open {
 impl Passthrough {
     /// Used where the kernel can; `state` tells.
     pub(super) fn new(state: PassthroughState) -> Self {
-        let passthrough = Self { is_possible: AtomicBool::new(true), open: Mutex::default(), state };
-        passthrough.count(&passthrough.open());
+        let passthrough = Self { is_possible: AtomicBool::new(true), inodes: Mutex::default(), state };
+        passthrough.count(&passthrough.inodes());
         passthrough
     }
 
-    pub(super) fn refuse(&self, reason: &str) {
+    /// Never used: everything goes through this process.
+    pub(super) fn unwanted() -> Self {
+        Self { is_possible: AtomicBool::new(false), inodes: Mutex::default(), state: PassthroughState::default() }
+    }
+
+    /// Asks the kernel for it, where it is wanted.
+    pub(super) fn ask(&self, config: &mut KernelConfig) {
+        if !self.is_possible() {
+            return;
+        }
+        // What is handed over lies on a plain file system: nothing is stacked below it.
+        if config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_err() || config.set_max_stack_depth(1).is_err() {
+            self.refuse("the kernel cannot, it needs Linux 6.9 or later");
+        }
+    }
+
+    fn refuse(&self, reason: &str) {
         self.is_possible.store(false, Ordering::Relaxed);
         self.tell(format!("off: {reason}"));
     }
@@ -60,8 +76,8 @@ impl Passthrough {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
 
-    fn open(&self) -> MutexGuard<'_, HashMap<u64, Open>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    fn inodes(&self) -> MutexGuard<'_, HashMap<u64, Open>> {
+        self.inodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Answers an open that gave `handle`.
@@ -72,16 +88,7 @@ impl Passthrough {
         }
         // Also once it was refused: a file that is open in the other way stays in it.
         let whole = if self.is_possible() { fs.whole_file(handle).await } else { None };
-        let backing = {
-            let mut open = self.open();
-            let entry = open
-                .entry(inode)
-                .or_insert_with(|| Open { handles: 0, backing: whole.and_then(|file| self.register(&reply, &file)) });
-            entry.handles += 1;
-            let backing = entry.backing.clone();
-            self.count(&open);
-            backing
-        };
+        let backing = self.open(inode, whole.as_ref(), |file| reply.open_backing(file));
         match backing {
             // The kernel takes no other flags with it.
             Some(backing) => reply.opened_passthrough(FileHandle(handle), FopenFlags::FOPEN_NOFLUSH, &backing),
@@ -89,16 +96,36 @@ impl Passthrough {
         }
     }
 
-    fn register(&self, reply: &ReplyOpen, file: &File) -> Option<Arc<BackingId>> {
-        match reply.open_backing(file) {
+    /// One more handle of an inode: what the kernel reads and writes by itself, or nothing where it does not. `file` is what
+    /// it could; `register` makes it known to the kernel.
+    pub(super) fn open(
+        &self,
+        inode: u64,
+        file: Option<&File>,
+        register: impl FnOnce(&File) -> std::io::Result<BackingId>,
+    ) -> Option<Arc<BackingId>> {
+        let mut inodes = self.inodes();
+        let is_possible = self.is_possible();
+        let entry = inodes.entry(inode).or_insert_with(|| {
+            let backing = file.filter(|_| is_possible).and_then(|file| self.registered(register(file)));
+            Open { handles: 0, backing }
+        });
+        entry.handles += 1;
+        let backing = entry.backing.clone();
+        self.count(&inodes);
+        backing
+    }
+
+    fn registered(&self, backing: std::io::Result<BackingId>) -> Option<Arc<BackingId>> {
+        match backing {
             Ok(backing) => Some(Arc::new(backing)),
             Err(error) => {
                 let reason = match error.raw_os_error() {
                     Some(libc::EPERM) => "it needs CAP_SYS_ADMIN".to_owned(),
-                    Some(libc::ELOOP) => "the cache is on a stacked file system".to_owned(),
+                    Some(libc::ELOOP) => "what it would read is on a stacked file system".to_owned(),
                     _ => format!("the kernel refuses: {error}"),
                 };
-                tracing::info!(reason, "cached files are read through this process");
+                tracing::info!(reason, "files are read through this process");
                 self.refuse(&reason);
                 None
             }
@@ -107,7 +134,7 @@ impl Passthrough {
 
     /// A handle is gone. Of inodes that were never answered here nothing is known, and nothing happens.
     pub(super) fn release(&self, inode: u64) {
-        let mut open = self.open();
+        let mut open = self.inodes();
         let Some(entry) = open.get_mut(&inode) else { return };
         entry.handles -= 1;
         if entry.handles == 0 {

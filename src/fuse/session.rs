@@ -7,13 +7,15 @@ use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fuser::{BackgroundSession, Config, MountOption, SessionACL};
+use fuser::{BackgroundSession, Config, Filesystem, MountOption, SessionACL};
 use tokio::sync::watch;
 
 use crate::fs::SnapshotFs;
+use crate::fs::clone::CloneFs;
 use crate::fuse::adapter::Adapter;
+use crate::fuse::clone_adapter::CloneAdapter;
 use crate::fuse::mounts::{MountEntry, mounted_at};
-use crate::fuse::passthrough::PassthroughState;
+use crate::fuse::passthrough::{Passthrough, PassthroughState};
 
 /// The kernel's read-ahead where we may set it: eight times the default makes requests of 1 MiB instead of 128 KiB, which
 /// is a block each.
@@ -46,34 +48,55 @@ pub struct Session {
 }
 
 impl Session {
-    /// Mounts `fs` and serves it until the kernel lets go. Blocks for the kernel's greeting only.
+    /// Mounts the tree of snapshots and serves it until the kernel lets go. Blocks for the kernel's greeting only.
     pub fn mount(fs: Arc<SnapshotFs>, mountpoint: &Path, options: &SessionOptions) -> io::Result<Self> {
+        let passthrough = options.passthrough.clone();
+        let session = Self::begin(|ended| Adapter::new(fs, passthrough, ended), &[MountOption::RO], mountpoint, options)?;
+        session.raise_read_ahead();
+        Ok(session)
+    }
+
+    /// The same for a clone, which can be written.
+    pub fn mount_clone(fs: Arc<CloneFs>, mountpoint: &Path, options: &SessionOptions) -> io::Result<Self> {
+        let passthrough = options.passthrough.clone().map_or_else(Passthrough::unwanted, Passthrough::new);
+        let adapter = |ended| CloneAdapter::new(fs, passthrough, ended);
+        let session = Self::begin(adapter, &[MountOption::RW, MountOption::DefaultPermissions], mountpoint, options)?;
+        session.raise_read_ahead();
+        Ok(session)
+    }
+
+    fn begin<F: Filesystem + Send + Sync + 'static>(
+        adapter: impl FnOnce(watch::Sender<bool>) -> F,
+        own: &[MountOption],
+        mountpoint: &Path,
+        options: &SessionOptions,
+    ) -> io::Result<Self> {
         let mut config = Config::default();
         config.mount_options = vec![
             MountOption::FSName(options.source_name.clone().unwrap_or_else(|| "tintype".to_owned())),
             // Not as `Subtype`, which reaches the kernel's table only by way of fusermount3.
             MountOption::CUSTOM("subtype=tintype".to_owned()),
-            MountOption::RO,
             MountOption::NoSuid,
             MountOption::NoDev,
             MountOption::NoExec,
             MountOption::NoAtime,
         ];
+        config.mount_options.extend_from_slice(own);
         config.mount_options.extend(options.kernel_options.iter().cloned().map(MountOption::CUSTOM));
         if options.allow_other {
             config.acl = SessionACL::All;
             // Otherwise everybody could read everything, whatever the modes say.
-            config.mount_options.push(MountOption::DefaultPermissions);
+            if !config.mount_options.contains(&MountOption::DefaultPermissions) {
+                config.mount_options.push(MountOption::DefaultPermissions);
+            }
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = options.threads.unwrap_or(cores.min(THREADS_MAX)).max(1);
         config.n_threads = Some(threads);
         config.clone_fd = threads > 1;
         let (sender, ended) = watch::channel(false);
-        let session = fuser::Session::new(Adapter::new(fs, options.passthrough.clone(), sender), mountpoint, &config)?.spawn()?;
-        let session = Self { mountpoint: mountpoint.to_owned(), ended, _session: ManuallyDrop::new(session) };
-        session.raise_read_ahead();
-        Ok(session)
+        let session = fuser::Session::new(adapter(sender), mountpoint, &config)?.spawn()?;
+        Ok(Self { mountpoint: mountpoint.to_owned(), ended, _session: ManuallyDrop::new(session) })
     }
 
     /// Its line in the kernel's table, while it is there.

@@ -17,6 +17,7 @@ mod layout;
 mod node_writer;
 mod pack;
 mod pack_writer;
+mod pins;
 #[cfg(test)]
 mod power_cut_tests;
 mod reader;
@@ -34,6 +35,7 @@ pub use catalog::Publication;
 pub use intent::{Intent, IntentGuard};
 pub use key_box::{KeyBoxEntry, Secret};
 pub use node_writer::{EntryMeta, NodeReceipt, NodeWriter, Progress, WriterOptions};
+pub use pins::Pin;
 pub use repository::{Descriptor, Encryption, Repository};
 pub use runs::{NodeOutcome, RunRecord, RunStatus};
 

@@ -174,11 +174,17 @@ pub async fn show(session: &Session, args: ShowArgs) -> Result<Exit, Failure> {
     let mut value = serde_json::to_value(manifest.as_ref()).map_err(|error| Failure::new("internal", error.to_string()))?;
     value["total_bytes"] = json!(manifest.total_bytes());
     value["verifications"] = json!(verified);
+    let pins = repository.pins(&listed.cluster, listed.uuid).await?;
+    value["pins"] = json!(pins);
     let mut text = people(&manifest);
     match verified.last() {
         None => text.push_str("verified  never; run `tintype verify`\n"),
         Some(mark) if mark.problems == 0 => text.push_str(&format!("verified  {} at {}\n", word(&mark.depth), mark.at)),
         Some(mark) => text.push_str(&format!("verified  {} problems at {}\n", mark.problems, mark.at)),
+    }
+    for pin in &pins {
+        let until = pin.until.map_or(String::new(), |until| format!(", until {until}"));
+        text.push_str(&format!("pinned: {}{until}\n", escape(pin.holder.as_bytes())));
     }
     session.output.result(&text, &value);
     Ok(Exit::Done)

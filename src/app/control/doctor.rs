@@ -160,7 +160,8 @@ async fn mounts(session: &Session) -> Vec<Check> {
     let configured = session.config.mount.mountpoint.as_deref();
     let check = |mount: served::Served| {
         let place = mount.mountpoint.display();
-        let advice = (!mount.answers()).then(|| format!("take it away: tintype unmount {place}"));
+        let advice =
+            (!mount.answers()).then(|| format!("take it away: tintype unmount {place}; a clone: tintype clones --serve"));
         match advice {
             Some(advice) if configured == Some(&mount.mountpoint) => {
                 Check::new("mounted", Err(Failure::new("mount", mount.line()).hint(advice)))

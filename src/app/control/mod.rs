@@ -5,6 +5,7 @@ use super::failure::{Exit, Failure};
 use super::wiring::Session;
 
 mod browse;
+mod clones;
 mod diff;
 mod doctor;
 mod export;
@@ -40,6 +41,9 @@ pub async fn run(session: &Session, verb: Verb) -> Result<Exit, Failure> {
         Verb::Doctor(args) => doctor::run(session, args).await,
         Verb::Completions(args) => super::completions(session.output, args.shell),
         Verb::Man => super::man(session.output),
+        Verb::Clone(args) => clones::clone(session, args).await,
+        Verb::Clones(args) => clones::list(session, args).await,
+        Verb::Unclone(args) => clones::unclone(session, args).await,
         Verb::Restore(args) => restoring::restore(session, args).await,
         Verb::Rollback(args) => restoring::rollback(session, args).await,
         Verb::Settle(args) => restoring::settle(session, args).await,

@@ -13,6 +13,9 @@ use super::super::failure::{Exit, Failure};
 use super::super::mount::{self, Readiness};
 use super::super::wiring::Session;
 
+/// The daemons' log in the state directory.
+const LOG: &str = "mount.log";
+
 /// Mounts; returns when the tree is served.
 pub async fn mount(session: &Session, args: MountArgs) -> Result<Exit, Failure> {
     let request = MountRequest::merge(session, &args)?;
@@ -21,7 +24,14 @@ pub async fn mount(session: &Session, args: MountArgs) -> Result<Exit, Failure> 
         return Ok(Exit::Done);
     }
     let mountpoint = request.mountpoint.clone();
-    let mut command = daemon_command(session, &args, &mountpoint)?;
+    let process = start(session, daemon_command(session, &args, &mountpoint)?).await?;
+    let text = format!("{} is served by process {process}\nnext: ls {0}; tintype unmount {0}\n", mountpoint.display());
+    session.output.result(&text, &json!({"mountpoint": mountpoint, "process": process}));
+    Ok(Exit::Done)
+}
+
+/// Starts a daemon in the background; returns its process once it serves.
+pub(super) async fn start(session: &Session, mut command: Command) -> Result<u32, Failure> {
     let (reader, writer) = std::io::pipe().map_err(|error| Failure::new("system", format!("a pipe: {error}")))?;
     // The daemon says on its standard output, once, whether it serves.
     command.stdin(Stdio::null()).stdout(OwnedFd::from(writer)).stderr(log_file(session));
@@ -38,24 +48,28 @@ pub async fn mount(session: &Session, args: MountArgs) -> Result<Exit, Failure> 
     });
     let line = line.await.map_err(|error| Failure::new("internal", error.to_string()))?.unwrap_or_default();
     match line.trim_end() {
-        "served" => {
-            let text = format!("{} is served by process {process}\nnext: ls {0}; tintype unmount {0}\n", mountpoint.display());
-            session.output.result(&text, &json!({"mountpoint": mountpoint, "process": process}));
-            Ok(Exit::Done)
-        }
+        "served" => Ok(process),
         "" => Err(Failure::new("mount", "the daemon ended without a word")
-            .hint(format!("run it in the foreground: tintype mount --foreground {}", mountpoint.display()))),
+            .hint(format!("its log says why: {}", session.state_directory().join(LOG).display()))),
         said => Err(said.strip_prefix("error: ").and_then(Failure::from_json).unwrap_or_else(|| {
             Failure::new("mount", format!("the daemon said {said:?}")).hint("are both programs of one version?")
         })),
     }
 }
 
-/// `tintyped` beside this program, with what this command line said.
-fn daemon_command(session: &Session, args: &MountArgs, mountpoint: &Path) -> Result<Command, Failure> {
+/// `tintyped` beside this program.
+pub(super) fn daemon() -> Result<Command, Failure> {
     let own = std::env::current_exe().map_err(|error| Failure::new("system", format!("this program's own path: {error}")))?;
     let mut command = Command::new(own.with_file_name("tintyped"));
-    command.arg("--ready").arg(mountpoint);
+    // Who supervises this program has not asked for that one.
+    command.arg("--ready").env_remove("NOTIFY_SOCKET").current_dir("/");
+    Ok(command)
+}
+
+/// The same with what this command line said.
+fn daemon_command(session: &Session, args: &MountArgs, mountpoint: &Path) -> Result<Command, Failure> {
+    let mut command = daemon()?;
+    command.arg(mountpoint);
     if let Some(path) = &session.config_path {
         command.arg("--config").arg(path);
     }
@@ -65,6 +79,9 @@ fn daemon_command(session: &Session, args: &MountArgs, mountpoint: &Path) -> Res
         if let Some(path) = path {
             command.arg(option).arg(std::path::absolute(path).unwrap_or_else(|_| path.clone()));
         }
+    }
+    for _ in 0..common.verbose {
+        command.arg("-v");
     }
     if args.allow_other {
         command.arg("--allow-other");
@@ -90,16 +107,11 @@ fn daemon_command(session: &Session, args: &MountArgs, mountpoint: &Path) -> Res
     for option in &args.kernel_option {
         command.arg("--kernel-option").arg(option);
     }
-    for _ in 0..common.verbose {
-        command.arg("-v");
-    }
-    // Who supervises this program has not asked for that one.
-    command.env_remove("NOTIFY_SOCKET").current_dir("/");
     Ok(command)
 }
 
 /// The daemon works in `/`.
-fn absolute_url(url: &str) -> String {
+pub(super) fn absolute_url(url: &str) -> String {
     if url.contains("://") {
         return url.to_owned();
     }
@@ -111,7 +123,7 @@ fn log_file(session: &Session) -> Stdio {
     let directory: PathBuf = session.state_directory();
     let open = || {
         std::fs::create_dir_all(&directory)?;
-        std::fs::File::options().create(true).append(true).open(directory.join("mount.log"))
+        std::fs::File::options().create(true).append(true).open(directory.join(LOG))
     };
     open().map_or_else(|_| Stdio::null(), Stdio::from)
 }

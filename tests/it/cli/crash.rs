@@ -141,7 +141,10 @@ fn the_doctor_names_a_configured_mount_that_is_dead_and_the_remedy() {
     daemon.ended();
     let ran = home.run(&["doctor"]);
     assert_eq!(ran.code, Some(1), "{ran:?}");
-    let said = format!("WRONG mounted: {0}  does not answer\n      next: take it away: tintype unmount {0}\n", place.text());
+    let said = format!(
+        "WRONG mounted: {0}  does not answer\n      next: take it away: tintype unmount {0}; a clone: tintype clones --serve\n",
+        place.text()
+    );
     assert!(ran.text().contains(&said), "{ran:?}");
     home.run(&["unmount", &place.text()]).done();
 }

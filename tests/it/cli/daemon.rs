@@ -215,10 +215,12 @@ fn a_signal_unmounts_and_ends_it_within_five_seconds_while_a_reader_is_stuck() {
 fn the_units_are_understood_by_systemd() {
     let home = Home::new();
     let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd");
-    let names = ["tintyped.service", "mnt-backups.mount", "mnt-backups.automount"];
+    let names = ["tintyped.service", "mnt-backups.mount", "mnt-backups.automount", "tintype-clones.service"];
     for name in names {
         let text = std::fs::read_to_string(units.join(name)).expect("a unit");
-        std::fs::write(home.path(name), text.replace("/usr/local/bin/tintyped", env!("CARGO_BIN_EXE_tintyped"))).expect("a copy");
+        let here = text.replace("/usr/local/bin/tintyped ", concat!(env!("CARGO_BIN_EXE_tintyped"), " "));
+        let here = here.replace("/usr/local/bin/tintype ", concat!(env!("CARGO_BIN_EXE_tintype"), " "));
+        std::fs::write(home.path(name), here).expect("a copy");
     }
     let service = std::fs::read_to_string(units.join("tintyped.service")).expect("a unit");
     for line in ["Type=notify", "After=network-online.target", "Restart=on-failure", "DeviceAllow=/dev/fuse rw"] {

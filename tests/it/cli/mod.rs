@@ -8,6 +8,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 mod away;
+mod clone;
+mod clone_stores;
 mod crash;
 mod daemon;
 mod damage;

@@ -1,0 +1,323 @@
+//! Clones of this host: what is remembered of each, and serving one.
+//!
+//! A clone is a record in the state directory, an upper layer, a pin in the repository, and a process of its own that serves
+//! it, so that no other daemon's end or restart touches it. The record is there first and goes last.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
+use uuid::Uuid;
+
+use super::failure::Failure;
+use super::mount::{MountError, MountOptions, Readiness, answers, prepare, serve_until, stop_signal};
+use super::mount_memory;
+use super::notify::Supervisor;
+use super::renewal::Renewable;
+use super::wiring::Session;
+use crate::cache::MemoryCache;
+use crate::fs::About;
+use crate::fs::clone::{BaseNode, CloneFs, CloneOptions, Upper};
+use crate::fuse::{PassthroughState, SessionOptions};
+use crate::model::ids::SnapshotId;
+use crate::model::names::{ClusterName, NodeName};
+use crate::model::snapshot_name::DateQuery;
+use crate::model::time::{SnapshotDate, Timestamp};
+use crate::read::BlockReader;
+use crate::repo::{NodeTree, SnapshotSource};
+
+/// How long one question to the store may take. Who reads waits longer: the question is asked again.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// What was written and not fsynced is at most this old when the process dies, as with a local file system.
+const SAVED_EVERY: Duration = Duration::from_secs(5);
+/// Memory for blocks where nothing is said.
+const MEMORY_BYTES: u64 = 256 << 20;
+/// The attribute of the root that says whose clone it is.
+pub(super) const CLONE: &str = "user.tintype.clone";
+
+/// A clone of this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloneRecord {
+    /// 1.
+    pub format: u32,
+    /// Its identity, and that of its pin.
+    pub id: Uuid,
+    /// The cluster of its base.
+    pub cluster: ClusterName,
+    /// The snapshot of its base.
+    pub snapshot: SnapshotId,
+    /// The same as the tree shows it.
+    pub date: SnapshotDate,
+    /// The node that is cloned.
+    pub node: NodeName,
+    /// Where it appears.
+    pub mountpoint: PathBuf,
+    /// What was written to it.
+    pub upper: PathBuf,
+    /// Where the snapshot is, and how it is opened.
+    pub repository: String,
+    /// The configuration that it was made with.
+    pub config: Option<PathBuf>,
+    /// Passphrase of the repository, where the command line named it.
+    pub password_file: Option<PathBuf>,
+    /// Key of the repository, where the command line named it.
+    pub key_file: Option<PathBuf>,
+    /// Others than who serves it may use it.
+    pub allow_other: bool,
+    /// Whom everything that was captured is given to.
+    pub owner: Option<(u32, u32)>,
+    /// Memory for blocks.
+    pub memory_bytes: Option<u64>,
+    /// When it was made.
+    pub made_at: Timestamp,
+}
+
+impl CloneRecord {
+    /// `CLUSTER/DATE/NODE`.
+    pub fn source(&self) -> String {
+        format!("{}/{}/{}", self.cluster, self.date, self.node)
+    }
+}
+
+/// The records, one file each.
+#[derive(Debug)]
+pub struct CloneRecords {
+    directory: PathBuf,
+}
+
+fn file_failure(path: &Path) -> impl FnOnce(std::io::Error) -> Failure {
+    move |error| {
+        Failure::new("system", format!("{}: {error}", path.display()))
+            .hint("see who owns it, and that the disk has room; state_directory in the configuration names another place")
+    }
+}
+
+impl CloneRecords {
+    /// Those in the state directory, which is made where it is not there.
+    pub fn open(session: &Session) -> Result<Self, Failure> {
+        let directory = session.state_directory().join("clones");
+        let make = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+        make.map_err(file_failure(&directory))?;
+        let directory = directory.canonicalize().map_err(file_failure(&directory))?;
+        Ok(Self { directory })
+    }
+
+    fn path(&self, id: Uuid) -> PathBuf {
+        self.directory.join(format!("{id}.json"))
+    }
+
+    /// Where the upper layer of a clone is when nobody says where.
+    pub fn upper(&self, id: Uuid) -> PathBuf {
+        self.directory.join(id.to_string())
+    }
+
+    /// Writes a record durably.
+    pub fn write(&self, record: &CloneRecord) -> Result<(), Failure> {
+        let (path, temporary) = (self.path(record.id), self.directory.join(format!("{}.new", record.id)));
+        let text = serde_json::to_vec_pretty(record).map_err(|error| Failure::new("internal", error.to_string()))?;
+        let write = || {
+            let mut file = File::create(&temporary)?;
+            file.write_all(&text)?;
+            file.sync_all()?;
+            std::fs::rename(&temporary, &path)?;
+            File::open(&self.directory)?.sync_all()
+        };
+        write().map_err(file_failure(&path))
+    }
+
+    /// Forgets a clone.
+    pub fn remove(&self, id: Uuid) -> Result<(), Failure> {
+        let path = self.path(id);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(file_failure(&path)(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// All of them, the oldest first. One that cannot be read is an error: somebody's data hangs on it.
+    pub fn all(&self) -> Result<Vec<CloneRecord>, Failure> {
+        let mut records = Vec::new();
+        for entry in std::fs::read_dir(&self.directory).map_err(file_failure(&self.directory))? {
+            let path = entry.map_err(file_failure(&self.directory))?.path();
+            if path.extension().is_some_and(|extension| extension == "json") {
+                records.push(self.read(&path)?);
+            }
+        }
+        records.sort_by_key(|record| (record.made_at, record.id));
+        Ok(records)
+    }
+
+    fn read(&self, path: &Path) -> Result<CloneRecord, Failure> {
+        let text = std::fs::read(path).map_err(file_failure(path))?;
+        let wrong = |reason: String| Failure::new("state", format!("{}: {reason}", path.display()));
+        let record: CloneRecord = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
+        if record.format != 1 {
+            return Err(wrong(format!("its format {} is newer than this program", record.format)));
+        }
+        Ok(record)
+    }
+
+    /// The clone at this place.
+    pub fn at(&self, mountpoint: &Path) -> Result<CloneRecord, Failure> {
+        let all = self.all()?;
+        let known: Vec<_> = all.iter().map(|record| record.mountpoint.display().to_string()).collect();
+        all.into_iter().find(|record| record.mountpoint == mountpoint).ok_or_else(|| {
+            let hint = if known.is_empty() { "there are no clones on this host".to_owned() } else { known.join(", ") };
+            Failure::new("not_found", format!("{} is no clone", mountpoint.display())).hint(format!("clones: {hint}"))
+        })
+    }
+}
+
+/// The base of a clone, opened.
+async fn base(session: &Session, record: &CloneRecord) -> Result<(Arc<Renewable>, String, NodeTree), Failure> {
+    let (repository, store) = session.lasting_repository(DEADLINE).await?;
+    let id = repository.descriptor().repository.to_string();
+    let source = Renewable::new(repository, store);
+    let listed = source.snapshots(&record.cluster).await?;
+    let all: Vec<_> = listed.iter().map(|snapshot| (snapshot.date, snapshot.uuid, snapshot.is_complete)).collect();
+    let index = DateQuery::Uuid(record.snapshot).choose(&record.cluster, &all)?;
+    let manifest = source.manifest(&listed[index]).await?;
+    let tree = source.open_node(&manifest, &record.node).await?;
+    Ok((source, id, tree))
+}
+
+/// Held while a clone is served: a second process on one upper layer would destroy it.
+pub(super) fn lock(upper: &Path) -> Result<File, Failure> {
+    let path = upper.join("lock");
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(upper).map_err(file_failure(upper))?;
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(file_failure(&path))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err(Failure::new("busy", format!("{}: another process serves this clone", upper.display())).hint("tintype clones"))
+        }
+        Err(error) => Err(file_failure(&path)(error.into())),
+    }
+}
+
+/// Serves a clone until it is unmounted or told to stop.
+pub async fn serve(session: &Session, id: Uuid, ready: Readiness) -> Result<(), Failure> {
+    let begun = async {
+        let records = CloneRecords::open(session)?;
+        let record = records.read(&records.path(id))?;
+        let lock = lock(&record.upper)?;
+        let (source, repository, tree) = base(session, &record).await?;
+        Ok((record, lock, source, repository, tree))
+    };
+    let (record, _lock, source, repository, tree) = match begun.await {
+        Ok(begun) => begun,
+        Err(failure) => {
+            ready.tell(Err(&failure));
+            return Err(failure);
+        }
+    };
+    mount_memory::keep_one_heap();
+    let mut options = MountOptions::new(&record.mountpoint);
+    options.forbidden.extend(session.repository_directory()?);
+    options.forbidden.push(record.upper.clone());
+    let stop = stop_signal();
+    let begin = {
+        let (record, runtime, source) = (record.clone(), Handle::current(), source.clone());
+        let is_passthrough_wanted = session.config.mount.passthrough.unwrap_or(true);
+        move || begin(&record, &options, source, repository, tree, runtime, is_passthrough_wanted)
+    };
+    let begun = tokio::task::spawn_blocking(begin).await.map_err(|error| Failure::new("internal", error.to_string()))?;
+    let (session, fs) = match begun {
+        Ok(begun) => begun,
+        Err(failure) => {
+            ready.tell(Err(&failure));
+            return Err(failure);
+        }
+    };
+    let supervisor = Supervisor::from_environment();
+    supervisor.ready(&format!("serving {}", record.mountpoint.display()));
+    let saving = tokio::spawn(save_now_and_then(fs.clone()));
+    let served = serve_until(&session, &record.mountpoint, ready, async move {
+        stop.await;
+        supervisor.stopping();
+    })
+    .await;
+    saving.abort();
+    // What is said to be there when it is served again.
+    let saved = tokio::task::spawn_blocking(move || fs.save()).await;
+    if let Ok(Err(error)) = saved {
+        return Err(Failure::new(
+            "system",
+            format!("{}: what was written last could not be made durable: {error}", record.upper.display()),
+        )
+        .hint("see whether the disk is full or failing"));
+    }
+    Ok(served?)
+}
+
+async fn save_now_and_then(fs: Arc<CloneFs>) {
+    loop {
+        tokio::time::sleep(SAVED_EVERY).await;
+        let fs = fs.clone();
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || fs.save()).await {
+            tracing::warn!(%error, "what was written to the clone is not durable yet");
+        }
+    }
+}
+
+fn begin(
+    record: &CloneRecord,
+    options: &MountOptions,
+    source: Arc<Renewable>,
+    repository: String,
+    tree: NodeTree,
+    runtime: Handle,
+    is_passthrough_wanted: bool,
+) -> Result<(crate::fuse::Session, Arc<CloneFs>), Failure> {
+    let path = prepare(options)?;
+    let upper_failure = |error: rustix::io::Errno| {
+        let hint = match error {
+            rustix::io::Errno::OPNOTSUPP => "the upper layer needs a file system with extended attributes, such as ext4 or xfs",
+            _ => "see who owns it, and that the disk has room",
+        };
+        Failure::new("system", format!("{}: {error}", record.upper.display())).hint(hint)
+    };
+    let upper = Upper::open(&record.upper, record.owner).map_err(upper_failure)?;
+    let (cache_bytes, read) = mount_memory::divide(record.memory_bytes.unwrap_or(MEMORY_BYTES), DEADLINE);
+    let blocks = BlockReader::new(source.clone(), Arc::new(MemoryCache::new(cache_bytes)), None, read, runtime);
+    let passthrough = PassthroughState::new(std::sync::Mutex::new("off".to_owned()));
+    let options = CloneOptions {
+        about: about(record, source, repository, passthrough.clone()),
+        gives_owners: rustix::process::geteuid().is_root(),
+    };
+    // A store that maps its files dies of a page that cannot be read: it waits instead, for as long as it takes.
+    let fs = CloneFs::new(upper, BaseNode::new(blocks, tree, None), options).map_err(upper_failure)?;
+    let session = SessionOptions {
+        allow_other: record.allow_other,
+        passthrough: is_passthrough_wanted.then_some(passthrough),
+        source_name: Some(record.source()),
+        ..SessionOptions::default()
+    };
+    let system = |what| {
+        let mountpoint = record.mountpoint.clone();
+        move |source| Failure::from(MountError::System { mountpoint, what, source })
+    };
+    let session = crate::fuse::Session::mount_clone(fs.clone(), &path, &session).map_err(system("cannot be mounted on"))?;
+    answers(&path).map_err(system("does not answer after mounting"))?;
+    Ok((session, fs))
+}
+
+/// What the root says of the clone.
+fn about(record: &CloneRecord, store: Arc<Renewable>, repository: String, passthrough: PassthroughState) -> About {
+    let (source, upper) = (record.source(), record.upper.display().to_string());
+    About::new(move || {
+        let away = store.away_for().map_or("answers".to_owned(), |away| format!("away for {} s", away.as_secs()));
+        vec![
+            (CLONE, source.clone()),
+            ("user.tintype.upper", upper.clone()),
+            ("user.tintype.repository", repository.clone()),
+            ("user.tintype.store", away),
+            ("user.tintype.passthrough", passthrough.lock().unwrap_or_else(PoisonError::into_inner).clone()),
+        ]
+    })
+}

@@ -1,0 +1,238 @@
+//! `tintype clone`, `clones` and `unclone`: writable copies that cost nothing until they are written.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use uuid::Uuid;
+
+use super::super::clone::{CloneRecord, CloneRecords};
+use super::super::control_args::{CloneArgs, ClonesArgs, UncloneArgs};
+use super::super::failure::{Exit, Failure};
+use super::super::mount::{self, MountError};
+use super::super::output::size;
+use super::super::served;
+use super::super::wiring::{Session, parse_owner};
+use super::browse::open_node;
+use super::mounting::{absolute_url, daemon, start};
+use crate::repo::{Pin, Repository, SnapshotSource};
+
+/// Makes a clone and serves it.
+pub async fn clone(session: &Session, args: CloneArgs) -> Result<Exit, Failure> {
+    let records = CloneRecords::open(session)?;
+    let repository = session.repository().await?;
+    let (name, listed) = session.find(repository.as_ref(), &args.source).await?;
+    let node = name.node.filter(|_| name.path.is_root()).ok_or_else(|| {
+        Failure::usage("no node was named").hint("say CLUSTER/DATE/NODE; `tintype list CLUSTER/DATE` shows the nodes")
+    })?;
+    // Whether there is such a node is known before anything is made.
+    open_node(&repository, &repository.manifest(&listed).await?, &node).await?;
+    let mountpoint = place(&args.directory)?;
+    if let Some(other) = records.all()?.into_iter().find(|record| record.mountpoint == mountpoint) {
+        let hint = format!("tintype clones --serve serves it again; tintype unclone {} takes it away", mountpoint.display());
+        return Err(Failure::new("exists", format!("{} is a clone of {}", mountpoint.display(), other.source())).hint(hint));
+    }
+    let id = Uuid::now_v7();
+    let upper = match &args.upper {
+        None => records.upper(id),
+        Some(upper) => new_upper(upper)?,
+    };
+    let absolute = |path: &Option<PathBuf>| path.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
+    let record = CloneRecord {
+        format: 1,
+        id,
+        cluster: listed.cluster.clone(),
+        snapshot: listed.uuid,
+        date: listed.date,
+        node,
+        mountpoint: mountpoint.clone(),
+        upper,
+        repository: absolute_url(session.url()?),
+        config: absolute(&session.config_path),
+        password_file: absolute(&session.common.password_file),
+        key_file: absolute(&session.common.key_file),
+        allow_other: args.allow_other,
+        owner: args.owner.as_deref().map(parse_owner).transpose()?,
+        memory_bytes: args.memory.map(|memory| memory.0),
+        made_at: session.now(),
+    };
+    let is_new = !mountpoint.exists();
+    if is_new {
+        std::fs::create_dir(&mountpoint).map_err(|error| {
+            Failure::new("system", format!("{}: {error}", mountpoint.display())).hint("make the directory above it first")
+        })?;
+    }
+    records.write(&record)?;
+    let served = async {
+        pin(session, &repository, &record).await?;
+        serve(session, &record).await
+    };
+    let process = match served.await {
+        Ok(process) => process,
+        Err(failure) => {
+            // Nothing can have been written to it.
+            let _nothing_left = forget(&records, &repository, &record).await;
+            if is_new {
+                let _ours = std::fs::remove_dir(&mountpoint);
+            }
+            return Err(failure);
+        }
+    };
+    let text = format!(
+        "{} is a clone of {}, served by process {process}\nwhat is written goes to {}\nnext: start the store on it; tintype unclone {0} takes it away\n",
+        mountpoint.display(),
+        record.source(),
+        record.upper.display()
+    );
+    session.output.result(&text, &json!({"clone": record, "process": process}));
+    Ok(Exit::Done)
+}
+
+async fn pin(session: &Session, repository: &Repository, record: &CloneRecord) -> Result<(), Failure> {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let pin = Pin::new(record.id, format!("clone {} on {}", record.mountpoint.display(), host.trim()), session.now());
+    Ok(repository.pin(&record.cluster, record.snapshot, &pin).await?)
+}
+
+/// The mountpoint without links.
+fn place(directory: &Path) -> Result<PathBuf, Failure> {
+    let wrong = |error: std::io::Error| {
+        Failure::new("system", format!("{}: {error}", directory.display())).hint("name a directory whose parent is there")
+    };
+    let path = std::path::absolute(directory).map_err(wrong)?;
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Ok(path) };
+    // The last component may be a mount that hangs, which is not looked at.
+    Ok(parent.canonicalize().map_err(wrong)?.join(name))
+}
+
+/// A directory for the upper layer, which must not hold anything: what is there could be another clone.
+fn new_upper(upper: &Path) -> Result<PathBuf, Failure> {
+    let path = place(upper)?;
+    match std::fs::read_dir(&path).map(|mut entries| entries.next().is_some()) {
+        Ok(true) => {
+            Err(Failure::usage(format!("--upper {}: is not empty", path.display())).hint("name a new directory on a local disk"))
+        }
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Failure::usage(format!("--upper {}: {error}", path.display())).hint("name a new directory on a local disk"))
+        }
+        _ => Ok(path),
+    }
+}
+
+/// Takes back what a clone needs, the record last.
+async fn forget(records: &CloneRecords, repository: &Repository, record: &CloneRecord) -> Result<(), Failure> {
+    match std::fs::remove_dir_all(&record.upper) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Failure::new("system", format!("{}: {error}", record.upper.display())).hint("run it again"));
+        }
+        _ => {}
+    }
+    repository.unpin(&record.cluster, record.snapshot, record.id).await?;
+    records.remove(record.id)
+}
+
+/// Somebody serves it, and answers.
+fn is_served(record: &CloneRecord) -> bool {
+    served::mounts().iter().any(|mount| mount.mountpoint == record.mountpoint && mount.answers())
+}
+
+/// Lists the clones of this host; with `--serve` those that are not served are served again.
+pub async fn list(session: &Session, args: ClonesArgs) -> Result<Exit, Failure> {
+    let all = CloneRecords::open(session)?.all()?;
+    let (mut text, mut values, mut failed) = (String::new(), Vec::new(), 0);
+    for record in all {
+        let mut is_up = is_served(&record);
+        let mut reason = None;
+        if args.serve && !is_up {
+            match serve(session, &record).await {
+                Ok(_) => is_up = true,
+                Err(failure) => {
+                    failed += 1;
+                    reason = Some(failure.to_string());
+                }
+            }
+        }
+        let state = match &reason {
+            Some(reason) => format!("not served: {reason}"),
+            None if is_up => "served".to_owned(),
+            None => "not served".to_owned(),
+        };
+        let used = used_bytes(&record.upper);
+        let place = record.mountpoint.display();
+        text.push_str(&format!("{place}  {}  {} written  {state}\n", record.source(), size(used)));
+        values.push(json!({"clone": record, "served": is_up, "written_bytes": used, "reason": reason}));
+    }
+    if !args.serve && values.iter().any(|value| value["served"] == false) {
+        text.push_str("next: tintype clones --serve\n");
+    }
+    session.output.result(&text, &json!({"clones": values}));
+    Ok(if failed > 0 { Exit::Partly } else { Exit::Done })
+}
+
+/// Starts the process that serves it, with the repository and the keys that it was made with, whatever this command line
+/// says; returns its number.
+async fn serve(session: &Session, record: &CloneRecord) -> Result<u32, Failure> {
+    let mut command = daemon()?;
+    command.args(["--repository", &record.repository, "--clone", &record.id.to_string()]);
+    let options = [("--config", &record.config), ("--password-file", &record.password_file), ("--key-file", &record.key_file)];
+    for (option, path) in options {
+        if let Some(path) = path {
+            command.arg(option).arg(path);
+        }
+    }
+    start(session, command).await
+}
+
+/// Bytes on the disk below a directory; what cannot be read is not counted.
+fn used_bytes(directory: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(entries) = std::fs::read_dir(directory) else { return 0 };
+    let used = entries.flatten().map(|entry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => used_bytes(&entry.path()),
+        Ok(metadata) => metadata.blocks() * 512,
+        Err(_) => 0,
+    });
+    used.sum()
+}
+
+/// Takes a clone away. What was written to it is lost, so that is said first.
+pub async fn unclone(session: &Session, args: UncloneArgs) -> Result<Exit, Failure> {
+    let records = CloneRecords::open(session)?;
+    let record = records.at(&place(&args.directory)?)?;
+    let (place, used) = (record.mountpoint.display(), used_bytes(&record.upper));
+    if !args.yes {
+        let text = format!(
+            "{place} is a clone of {}\nwould be unmounted, and {} that were written to it deleted with {}\nnext: tintype unclone {place} --yes\n",
+            record.source(),
+            size(used),
+            record.upper.display()
+        );
+        session.output.result(&text, &json!({"clone": record, "written_bytes": used}));
+        return Ok(Exit::Nothing);
+    }
+    let repository = session.repository().await?;
+    let mountpoint = record.mountpoint.clone();
+    let unmounted = tokio::task::spawn_blocking(move || mount::unmount(&mountpoint))
+        .await
+        .map_err(|error| Failure::new("internal", error.to_string()))?;
+    match unmounted {
+        Ok(_) | Err(MountError::NotMounted { .. } | MountError::NoDirectory { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    wait_let_go(&record).await?;
+    forget(&records, &repository, &record).await?;
+    session.output.result(&format!("{place} is no clone any more; {} are free again\n", size(used)), &json!({"clone": record}));
+    Ok(Exit::Done)
+}
+
+/// Waits until nobody serves it: who did makes the last writes durable first.
+async fn wait_let_go(record: &CloneRecord) -> Result<(), Failure> {
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while super::super::clone::lock(&record.upper).is_err() {
+        if std::time::Instant::now() >= until {
+            return Err(Failure::new("busy", format!("{}: the process that served it does not end", record.upper.display()))
+                .hint("see what it waits for, then run it again"));
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    Ok(())
+}
