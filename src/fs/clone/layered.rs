@@ -177,6 +177,10 @@ impl LayeredFile {
     pub(super) async fn set_length(&self, length: u64) -> Result<()> {
         let _writing = self.writing.lock().await;
         self.keep_limit()?;
+        if self.pages().would_cut(length) {
+            // What may need room comes first: a cut that is refused must not have happened.
+            self.map(&mut self.saving())?;
+        }
         self.upper.set_length(length)?;
         self.pages().cut(length);
         self.keep_limit()
@@ -203,8 +207,23 @@ impl LayeredFile {
         self.save(data_only)
     }
 
+    /// The file of the map, made with a header where there is none: bits without one would be damage.
+    fn map<'a>(&self, map: &'a mut Option<Arc<dyn Storage>>) -> Result<&'a Arc<dyn Storage>> {
+        if map.is_none() {
+            let (file, header) = ((self.open_map)()?, self.pages().header());
+            file.write(&header, 0)?;
+            file.sync(true)?;
+            *map = Some(file);
+        }
+        map.as_ref().ok_or(Errno::IO)
+    }
+
+    fn saving(&self) -> MutexGuard<'_, Option<Arc<dyn Storage>>> {
+        self.saving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn save(&self, data_only: bool) -> Result<()> {
-        let mut map = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut map = self.saving();
         // What comes while the data is made durable is for the next time.
         let unsaved = {
             let mut pages = self.pages();
@@ -212,16 +231,7 @@ impl LayeredFile {
         };
         let saved = self.upper.sync(data_only).and_then(|()| {
             let Some(unsaved) = &unsaved else { return Ok(()) };
-            if map.is_none() {
-                let file = (self.open_map)()?;
-                // Bits without a header would be damage.
-                for (offset, bytes) in unsaved.writes.iter().take(1) {
-                    file.write(bytes, *offset)?;
-                }
-                file.sync(true)?;
-                *map = Some(file);
-            }
-            let Some(file) = &*map else { return Ok(()) };
+            let file = self.map(&mut map)?;
             for (offset, bytes) in &unsaved.writes {
                 file.write(bytes, *offset)?;
             }

@@ -128,9 +128,19 @@ impl PageMap {
         }
     }
 
+    /// The head of the map as it is stored.
+    pub fn header(&self) -> Vec<u8> {
+        header(self.limit)
+    }
+
+    /// [`Self::cut`] would change something.
+    pub fn would_cut(&self, limit: u64) -> bool {
+        limit < self.limit
+    }
+
     /// What is at and behind `limit` is no longer the base's.
     pub fn cut(&mut self, limit: u64) {
-        if limit < self.limit {
+        if self.would_cut(limit) {
             self.limit = limit;
             self.is_limit_changed = true;
         }
@@ -155,7 +165,7 @@ impl PageMap {
     pub fn unsaved(&mut self) -> Unsaved {
         let (leaves, is_limit_changed) = (std::mem::take(&mut self.leaves), std::mem::take(&mut self.is_limit_changed));
         // The header goes with every save: the first one makes the file.
-        let mut writes = vec![(0, header(self.limit))];
+        let mut writes = vec![(0, self.header())];
         for leaf in &leaves {
             let first = (leaf * PAGES_PER_LEAF / 64) as usize;
             let words = &self.words[first..self.words.len().min(first + (PAGES_PER_LEAF / 64) as usize)];

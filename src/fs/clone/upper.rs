@@ -87,6 +87,8 @@ impl Upper {
     /// has no extended attributes. `owner` is given everything that comes from the base, where we may.
     pub fn open(directory: &Path, owner: Option<Owner>) -> Result<Self> {
         let top = private_directory(CWD, directory.as_os_str())?;
+        // Also one that was there: whoever may enter it reaches around everything that the mount forbids.
+        rustix::fs::fchmod(&top, Mode::RWXU)?;
         let pages = private_directory(top.as_fd(), OsStr::new("pages"))?;
         let is_new = matches!(rustix::fs::statat(&top, "tree", AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT));
         let owners = match owner {
