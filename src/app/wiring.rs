@@ -1,6 +1,6 @@
 //! From configuration and command line to opened things: the repository, the nodes of a cluster, a chosen snapshot.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::config::{ClusterConfig, Compression, Config, NodeConfig, read_key_fil
 use super::control_args::{CommonArgs, SourceArgs};
 use super::failure::Failure;
 use super::output::Output;
-use crate::base::{Clock, SystemClock};
+use crate::base::{Accounts, Clock, SystemClock};
 use crate::driver::redis::{CaptureMode, Password, RedisDriver, RedisOptions, discover};
 use crate::driver::{
     StoreDriver,
@@ -448,22 +448,9 @@ pub fn parse_owner(text: &str) -> Result<(u32, u32), Failure> {
         Failure::usage(format!("owner {text:?}: {reason}")).hint("say USER:GROUP, for example redis:redis or 999:999")
     };
     let (user, group) = text.split_once(':').ok_or_else(|| wrong("has no colon"))?;
-    let uid = lookup(Path::new("/etc/passwd"), user).ok_or_else(|| wrong("no such user"))?;
-    let gid = lookup(Path::new("/etc/group"), group).ok_or_else(|| wrong("no such group"))?;
+    // Names that only a directory service knows are to be given as numbers.
+    let accounts = Accounts::of_host();
+    let uid = user.parse().ok().or_else(|| accounts.user(user)).ok_or_else(|| wrong("no such user"))?;
+    let gid = group.parse().ok().or_else(|| accounts.group(group)).ok_or_else(|| wrong("no such group"))?;
     Ok((uid, gid))
-}
-
-/// The number in the third field of the line of `name`; numbers stand for themselves. Names that only a directory service
-/// knows are to be given as numbers.
-fn lookup(database: &Path, name: &str) -> Option<u32> {
-    if let Ok(number) = name.parse() {
-        return Some(number);
-    }
-    let text = std::fs::read_to_string(database).ok()?;
-    text.lines()
-        .map(|line| line.split(':').collect::<Vec<_>>())
-        .find(|fields| fields.first() == Some(&name))?
-        .get(2)?
-        .parse()
-        .ok()
 }

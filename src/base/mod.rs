@@ -1,5 +1,6 @@
-//! The ground floor: time, retry, buffers, locks, and sharing of work that is already under way.
+//! The ground floor: time, retry, buffers, locks, the host's accounts, and sharing of work that is already under way.
 
+pub mod accounts;
 pub mod buffers;
 pub mod clock;
 pub mod retry;
@@ -10,6 +11,7 @@ pub mod sync;
 #[cfg(test)]
 mod single_flight_tests;
 
+pub use accounts::Accounts;
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use retry::RetryPolicy;
 pub use single_flight::SingleFlight;

@@ -75,6 +75,8 @@ impl Filesystem for CloneAdapter {
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
             InitFlags::FUSE_PARALLEL_DIROPS,
+            // Else the kernel asks before each write whether the file has privileges to lose. None has any here.
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
         ];
         for capability in wanted {
             if config.add_capabilities(capability).is_err() {

@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 
 use super::fresh_directory::FreshDirectory;
 use super::restore_error::RestoreError;
+use crate::base::Accounts;
 use crate::model::extent::{Extent, Segment};
 use crate::model::ids::BlockId;
 use crate::model::manifest::{FileContent, FileKind, TreeEntry};
@@ -63,6 +64,7 @@ struct Placing {
     fresh: Arc<FreshDirectory>,
     runs: Arc<Semaphore>,
     progress: Arc<PlaceProgress>,
+    accounts: Accounts,
 }
 
 /// Places a whole node. On an error the directory holds a part; the caller removes it.
@@ -74,7 +76,8 @@ pub async fn place(
     root_mode: Option<u32>,
     progress: Arc<PlaceProgress>,
 ) -> Result<PlaceReceipt, RestoreError> {
-    let placing = Arc::new(Placing { source, tree, fresh, runs: Arc::new(Semaphore::new(RUNS)), progress });
+    let placing =
+        Arc::new(Placing { source, tree, fresh, runs: Arc::new(Semaphore::new(RUNS)), progress, accounts: Accounts::of_host() });
     let mut receipt = PlaceReceipt::default();
     let mut directories: Vec<(TreePath, TreeEntry)> = Vec::new();
     let root = placing.source.entry(&placing.tree, &TreePath::root()).await?;
@@ -99,7 +102,7 @@ pub async fn place(
                 }
                 FileKind::Link => {
                     let target = placed.entry.target.as_deref().unwrap_or_default();
-                    placing.fresh.make_link(&path, target, owner_of(&placed.entry), placed.entry.modified_ns)?;
+                    placing.fresh.make_link(&path, target, placing.owner_of(&placed.entry), placed.entry.modified_ns)?;
                     if leads_out(&path, target) {
                         receipt.outward_links.push(format!("{path} -> {}", escape(target)));
                     }
@@ -132,8 +135,8 @@ pub async fn place(
     }
     if let Some(made) = &fit.append_only {
         let (fresh, made) = (placing.fresh.clone(), made.clone());
-        let entry = directories.first().map(|(_, entry)| entry.clone());
-        let bytes = blocking("append-only files", move || make_append_only(&fresh, &made, entry.as_ref())).await?;
+        let like = directories.first().map_or(((0, 0), 0), |(_, root)| (placing.owner_of(root), root.modified_ns));
+        let bytes = blocking("append-only files", move || make_append_only(&fresh, &made, like)).await?;
         receipt.bytes += bytes;
         receipt.files += 1;
     }
@@ -143,7 +146,7 @@ pub async fn place(
         directories
             .iter()
             .rev()
-            .try_for_each(|(path, entry)| fresh.finish_directory(path, entry.mode, owner_of(entry), entry.modified_ns))
+            .try_for_each(|(path, entry)| fresh.finish_directory(path, entry.mode, placing.owner_of(entry), entry.modified_ns))
     })
     .await?;
     Ok(receipt)
@@ -162,10 +165,6 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, RestoreError> + Send + 'static,
 ) -> Result<T, RestoreError> {
     tokio::task::spawn_blocking(work).await.map_err(|error| RestoreError::refused(what, error.to_string()))?
-}
-
-fn owner_of(entry: &TreeEntry) -> (u32, u32) {
-    (entry.owner.uid, entry.owner.gid)
 }
 
 /// The name at the target. The longest rule that fits wins, so that a file may be renamed within a renamed directory.
@@ -236,13 +235,20 @@ async fn copy_file(placing: Arc<Placing>, original: TreePath, entry: TreeEntry, 
 }
 
 impl Placing {
+    /// By name where this host has it: its numbers may be others.
+    fn owner_of(&self, entry: &TreeEntry) -> (u32, u32) {
+        let owner = &entry.owner;
+        self.accounts.owner((owner.user.as_deref(), owner.uid), (owner.group.as_deref(), owner.gid))
+    }
+
     fn what(&self) -> String {
         format!("{}/{}/{}", self.tree.snapshot.cluster, self.tree.snapshot.date, self.tree.manifest.node)
     }
 
     async fn finish(&self, file: Arc<File>, entry: TreeEntry, path: TreePath, length: u64) -> Result<u64, RestoreError> {
         let fresh = self.fresh.clone();
-        blocking("file", move || fresh.finish_file(&file, &path, entry.mode, owner_of(&entry), entry.modified_ns)).await?;
+        let owner = self.owner_of(&entry);
+        blocking("file", move || fresh.finish_file(&file, &path, entry.mode, owner, entry.modified_ns)).await?;
         self.progress.files.fetch_add(1, Ordering::Relaxed);
         Ok(length)
     }
@@ -348,12 +354,13 @@ fn reserve(file: &File, bytes: u64) -> Result<(), rustix::io::Errno> {
     }
 }
 
-/// A base over the dump, an empty increment and a manifest: what a server with `appendonly yes` starts from.
-fn make_append_only(fresh: &FreshDirectory, made: &MadeAppendOnly, root: Option<&TreeEntry>) -> Result<u64, RestoreError> {
+/// A base over the dump, an empty increment and a manifest: what a server with `appendonly yes` starts from. `like` is their
+/// owner and time.
+fn make_append_only(fresh: &FreshDirectory, made: &MadeAppendOnly, like: ((u32, u32), i64)) -> Result<u64, RestoreError> {
     let path = |name: String| {
         TreePath::new(name).map_err(|error| RestoreError::refused(fresh.path().display().to_string(), error.to_string()))
     };
-    let (owner, modified_ns) = root.map_or(((0, 0), 0), |root| (owner_of(root), root.modified_ns));
+    let (owner, modified_ns) = like;
     let place = |name: String, fill: &mut dyn FnMut(&File) -> Result<u64, RestoreError>| {
         let path = path(name)?;
         let file = fresh.make_file(&path)?;

@@ -209,6 +209,10 @@ pub async fn unclone(session: &Session, args: UncloneArgs) -> Result<Exit, Failu
         session.output.result(&text, &json!({"clone": record, "written_bytes": used}));
         return Ok(Exit::Nothing);
     }
+    if absolute_url(session.url()?) != record.repository {
+        return Err(Failure::usage(format!("{place} is of the repository {}, and that one pins its snapshot", record.repository))
+            .hint(format!("say --repository {}", record.repository)));
+    }
     let repository = session.repository().await?;
     let mountpoint = record.mountpoint.clone();
     let unmounted = tokio::task::spawn_blocking(move || mount::unmount(&mountpoint))

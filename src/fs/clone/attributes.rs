@@ -36,9 +36,10 @@ pub struct Changes {
     pub modified: Option<TimeChange>,
 }
 
-/// Permission bits as the local file system takes them.
-pub(super) fn permissions(mode: u32) -> Mode {
-    Mode::from_raw_mode(mode & 0o7777)
+/// Permission bits as they are kept. Nothing is executed here with another's rights, so no file has the bits for it: what is
+/// written to one has none to lose.
+pub(super) fn permissions(kind: FileType, mode: u32) -> Mode {
+    Mode::from_raw_mode(mode & if kind == FileType::Directory { 0o3777 } else { 0o1777 })
 }
 
 impl CloneFs {
@@ -50,7 +51,8 @@ impl CloneFs {
             rustix::fs::chownat(&held, "", uid, gid, AtFlags::EMPTY_PATH)?;
         }
         if let Some(mode) = changes.mode {
-            rustix::fs::chmod(upper::by_descriptor(held.as_fd()), permissions(mode))?;
+            let kind = FileType::from_raw_mode(rustix::fs::fstat(&held)?.st_mode);
+            rustix::fs::chmod(upper::by_descriptor(held.as_fd()), permissions(kind, mode))?;
         }
         if changes.accessed.is_some() || changes.modified.is_some() {
             let times = Timestamps { last_access: timespec(changes.accessed), last_modification: timespec(changes.modified) };

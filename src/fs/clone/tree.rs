@@ -266,7 +266,7 @@ impl CloneFs {
         }
         let inherited = if is_inherited && kind == FileType::Directory { 0o2000 } else { 0 };
         // It was made with no rights, beneath a directory of ours, and is no link.
-        rustix::fs::chmodat(parent, name, permissions(maker.mode | inherited), AtFlags::empty())
+        rustix::fs::chmodat(parent, name, permissions(kind, maker.mode | inherited), AtFlags::empty())
     }
 
     /// Makes a directory.

@@ -19,6 +19,7 @@ use rustix::io::Errno;
 
 use super::Result;
 use super::storage::Storage;
+use crate::base::Accounts;
 use crate::fs::Owner;
 use crate::model::manifest::{FileKind, TreeEntry};
 use crate::model::names::TreePath;
@@ -31,12 +32,12 @@ pub(super) const OWN_ATTRIBUTES: &[u8] = b"user.tintype.";
 const MARK_BYTES_MAX: usize = 64 * 1024;
 
 /// What of an owner is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Owners {
     /// Everything belongs to who serves the clone, since he may give nothing away.
     Ourselves,
-    /// As captured.
-    Captured,
+    /// As captured, by name where this host has it.
+    Captured(Accounts),
     /// Everything to this one, at first.
     Fixed(Owner),
 }
@@ -94,7 +95,7 @@ impl Upper {
         let owners = match owner {
             _ if !rustix::process::geteuid().is_root() => Owners::Ourselves,
             Some(owner) => Owners::Fixed(owner),
-            None => Owners::Captured,
+            None => Owners::Captured(Accounts::of_host()),
         };
         if is_new {
             // Under another name until it is marked: a tree without a mark would be an empty clone.
@@ -117,7 +118,13 @@ impl Upper {
     pub(super) fn hold(&self, path: &Path) -> Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
-        rustix::fs::openat2(&self.tree, path, flags, Mode::empty(), beneath)
+        loop {
+            match rustix::fs::openat2(&self.tree, path, flags, Mode::empty(), beneath) {
+                // A rename elsewhere on the file system makes the kernel unsure; it asks to be asked again.
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                other => return other,
+            }
+        }
     }
 
     /// The map of a layered file, if there is one.
@@ -234,10 +241,13 @@ impl Upper {
     }
 
     fn owner_of(&self, entry: &TreeEntry) -> Option<(rustix::fs::Uid, rustix::fs::Gid)> {
-        let (uid, gid) = match self.owners {
+        let (uid, gid) = match &self.owners {
             Owners::Ourselves => return None,
-            Owners::Captured => (entry.owner.uid, entry.owner.gid),
-            Owners::Fixed(owner) => owner,
+            Owners::Captured(accounts) => {
+                let owner = &entry.owner;
+                accounts.owner((owner.user.as_deref(), owner.uid), (owner.group.as_deref(), owner.gid))
+            }
+            Owners::Fixed(owner) => *owner,
         };
         Some((rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid)))
     }

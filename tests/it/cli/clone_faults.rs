@@ -232,9 +232,8 @@ impl Small {
         let mut filler = File::create(self.0.join("filler")).expect("a file");
         let mut length = 1 << 16;
         while length > 0 {
-            match filler.write(&vec![1; length]) {
-                Ok(_) => {}
-                Err(_) => length /= 2,
+            if !filler.write(&vec![1; length]).is_ok_and(|count| count > 0) {
+                length /= 2;
             }
         }
         for number in 0.. {

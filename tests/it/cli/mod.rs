@@ -25,6 +25,7 @@ mod names;
 mod partial;
 mod redis;
 mod repository;
+mod standard_tools;
 mod store;
 mod verbs;
 mod warm;
