@@ -55,7 +55,7 @@ class Clone:
 
 def clone(bench):
     directory, path, size = bench.file("random", noise())
-    for number in range(20_000 if bench.is_full else 1000):
+    for number in range(15_000 if bench.is_full else 1000):
         with open(os.path.join(directory, f"{number:06}"), "wb") as file:
             file.write(b"small")
     repository = bench.repository("clone-repository")

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 use uuid::Uuid;
 
 use super::failure::Failure;
-use super::mount::{MountError, MountOptions, Readiness, answers, prepare, serve_until, stop_signal};
+use super::mount::{MountError, MountOptions, Readiness, answers, prepare, serve_until, stop_signal, unmount};
 use super::mount_memory;
 use super::notify::Supervisor;
 use super::renewal::Renewable;
@@ -186,11 +186,29 @@ async fn base(session: &Session, record: &CloneRecord) -> Result<(Arc<Renewable>
     Ok((source, id, tree))
 }
 
+/// Why an upper layer cannot be made or opened.
+pub(super) fn upper_failure(upper: &Path, error: rustix::io::Errno) -> Failure {
+    let hint = match error {
+        rustix::io::Errno::OPNOTSUPP => "the upper layer needs a file system with extended attributes, such as ext4 or xfs",
+        rustix::io::Errno::PERM => "it has to belong to who makes the clone",
+        _ => "see who owns it, and that the disk has room",
+    };
+    Failure::new("system", format!("{}: {error}", upper.display())).hint(hint)
+}
+
 /// Held while a clone is served: a second process on one upper layer would destroy it.
 pub(super) fn lock(upper: &Path) -> Result<File, Failure> {
     let path = upper.join("lock");
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(upper).map_err(file_failure(upper))?;
-    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(file_failure(&path))?;
+    let mut options = File::options();
+    options.create(true).truncate(false).write(true).custom_flags(libc::O_NOFOLLOW);
+    // Never made here: a clone whose disk is not mounted yet must not begin anew on another one.
+    let file = options.open(&path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            Failure::new("not_found", format!("{}: what was written to the clone is not there", upper.display()))
+                .hint("mount the disk that it is on; if it is lost, tintype unclone takes the rest away")
+        }
+        _ => file_failure(&path)(error),
+    })?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => {
@@ -275,13 +293,7 @@ fn begin(
     is_passthrough_wanted: bool,
 ) -> Result<(crate::fuse::Session, Arc<CloneFs>), Failure> {
     let path = prepare(options)?;
-    let upper_failure = |error: rustix::io::Errno| {
-        let hint = match error {
-            rustix::io::Errno::OPNOTSUPP => "the upper layer needs a file system with extended attributes, such as ext4 or xfs",
-            _ => "see who owns it, and that the disk has room",
-        };
-        Failure::new("system", format!("{}: {error}", record.upper.display())).hint(hint)
-    };
+    let upper_failure = |error| upper_failure(&record.upper, error);
     let upper = Upper::open(&record.upper, record.owner).map_err(upper_failure)?;
     let (cache_bytes, read) = mount_memory::divide(record.memory_bytes.unwrap_or(MEMORY_BYTES), DEADLINE);
     let blocks = BlockReader::new(source.clone(), Arc::new(MemoryCache::new(cache_bytes)), None, read, runtime);
@@ -303,7 +315,10 @@ fn begin(
         move |source| Failure::from(MountError::System { mountpoint, what, source })
     };
     let session = crate::fuse::Session::mount_clone(fs.clone(), &path, &session).map_err(system("cannot be mounted on"))?;
-    answers(&path).map_err(system("does not answer after mounting"))?;
+    if let Err(error) = answers(&path) {
+        let _taken_away = unmount(&path);
+        return Err(system("does not answer after mounting")(error));
+    }
     Ok((session, fs))
 }
 

@@ -299,10 +299,9 @@ impl Filesystem for CloneAdapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        // At most `WRITE_BYTES_MAX`.
-        let length = data.len() as u32;
-        let answer = move |reply: ReplyWrite, result: Result<()>| match result {
-            Ok(()) => reply.written(length),
+        let answer = move |reply: ReplyWrite, result: Result<usize>| match result {
+            // At most `WRITE_BYTES_MAX`.
+            Ok(written) => reply.written(written as u32),
             Err(error) => reply.error(errno(error)),
         };
         contained("write", || match self.fs.opened(node.0) {

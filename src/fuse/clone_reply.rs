@@ -36,7 +36,11 @@ pub(super) fn file_attr(stat: &Stat) -> FileAttr {
     FileAttr {
         ino: INodeNo(stat.st_ino),
         size: stat.st_size.cast_unsigned(),
-        blocks: stat.st_blocks.cast_unsigned(),
+        // A file whose pages are all the base's has none here. Programs take one without blocks for a hole and do not read it.
+        blocks: match stat.st_blocks.cast_unsigned() {
+            0 => stat.st_size.cast_unsigned().div_ceil(512),
+            blocks => blocks,
+        },
         atime: at(stat.st_atime, stat.st_atime_nsec),
         mtime: at(stat.st_mtime, stat.st_mtime_nsec),
         ctime: at(stat.st_ctime, stat.st_ctime_nsec),

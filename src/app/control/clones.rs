@@ -1,11 +1,13 @@
 //! `tintype clone`, `clones` and `unclone`: writable copies that cost nothing until they are written.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use uuid::Uuid;
 
-use super::super::clone::{CloneRecord, CloneRecords};
+use super::super::clone::{CloneRecord, CloneRecords, lock, upper_failure};
 use super::super::control_args::{CloneArgs, ClonesArgs, UncloneArgs};
 use super::super::failure::{Exit, Failure};
 use super::super::mount::{self, MountError};
@@ -14,7 +16,12 @@ use super::super::served;
 use super::super::wiring::{Session, parse_owner};
 use super::browse::open_node;
 use super::mounting::{absolute_url, daemon, start};
+use crate::fs::clone::Upper;
+use crate::model::names::TreePath;
 use crate::repo::{Pin, Repository, SnapshotSource};
+
+/// How long who served a clone may take to make the last writes durable.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Makes a clone and serves it.
 pub async fn clone(session: &Session, args: CloneArgs) -> Result<Exit, Failure> {
@@ -25,7 +32,9 @@ pub async fn clone(session: &Session, args: CloneArgs) -> Result<Exit, Failure> 
         Failure::usage("no node was named").hint("say CLUSTER/DATE/NODE; `tintype list CLUSTER/DATE` shows the nodes")
     })?;
     // Whether there is such a node is known before anything is made.
-    open_node(&repository, &repository.manifest(&listed).await?, &node).await?;
+    let tree = open_node(&repository, &repository.manifest(&listed).await?, &node).await?;
+    let root = repository.entry(&tree, &TreePath::root()).await?;
+    let root = root.ok_or_else(|| Failure::new("corrupt", format!("{} has no root", args.source)).hint("tintype verify"))?.entry;
     let mountpoint = place(&args.directory)?;
     if let Some(other) = records.all()?.into_iter().find(|record| record.mountpoint == mountpoint) {
         let hint = format!("tintype clones --serve serves it again; tintype unclone {} takes it away", mountpoint.display());
@@ -63,6 +72,7 @@ pub async fn clone(session: &Session, args: CloneArgs) -> Result<Exit, Failure> 
     }
     records.write(&record)?;
     let served = async {
+        Upper::create(&record.upper, record.owner, &root).map_err(|error| upper_failure(&record.upper, error))?;
         pin(session, &repository, &record).await?;
         serve(session, &record).await
     };
@@ -210,8 +220,11 @@ pub async fn unclone(session: &Session, args: UncloneArgs) -> Result<Exit, Failu
         return Ok(Exit::Nothing);
     }
     if absolute_url(session.url()?) != record.repository {
-        return Err(Failure::usage(format!("{place} is of the repository {}, and that one pins its snapshot", record.repository))
-            .hint(format!("say --repository {}", record.repository)));
+        return Err(Failure::usage(format!(
+            "{place} is of the repository {}, and that one pins its snapshot",
+            record.repository
+        ))
+        .hint(format!("say --repository {}", record.repository)));
     }
     let repository = session.repository().await?;
     let mountpoint = record.mountpoint.clone();
@@ -222,21 +235,22 @@ pub async fn unclone(session: &Session, args: UncloneArgs) -> Result<Exit, Failu
         Ok(_) | Err(MountError::NotMounted { .. } | MountError::NoDirectory { .. }) => {}
         Err(error) => return Err(error.into()),
     }
-    wait_let_go(&record).await?;
+    let _held = let_go(&record).await?;
     forget(&records, &repository, &record).await?;
     session.output.result(&format!("{place} is no clone any more; {} are free again\n", size(used)), &json!({"clone": record}));
     Ok(Exit::Done)
 }
 
-/// Waits until nobody serves it: who did makes the last writes durable first.
-async fn wait_let_go(record: &CloneRecord) -> Result<(), Failure> {
-    let until = std::time::Instant::now() + std::time::Duration::from_secs(30);
-    while super::super::clone::lock(&record.upper).is_err() {
-        if std::time::Instant::now() >= until {
-            return Err(Failure::new("busy", format!("{}: the process that served it does not end", record.upper.display()))
-                .hint("see what it waits for, then run it again"));
+/// Waits until nobody serves it: who did makes the last writes durable first. Nobody else does while the result is held.
+async fn let_go(record: &CloneRecord) -> Result<Option<File>, Failure> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match lock(&record.upper) {
+            Ok(held) => return Ok(Some(held)),
+            // An unclone that was interrupted got that far.
+            Err(failure) if failure.code == "not_found" => return Ok(None),
+            Err(failure) if Instant::now() >= until => return Err(failure),
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
-    Ok(())
 }

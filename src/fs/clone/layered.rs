@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use super::Result;
 use super::base::BaseFile;
-use super::pages::{Layer, PageMap, Stretch};
+use super::pages::{Layer, PAGE_BYTES, PageMap, Stretch};
 use super::storage::Storage;
 
 /// Opens the file that the map is stored in, and makes it if there is none, durably.
@@ -28,6 +28,8 @@ pub(super) struct LayeredFile {
     writing: tokio::sync::Mutex<()>,
     /// Held by who saves the map; its file, once there is one.
     saving: Mutex<Option<Arc<dyn Storage>>>,
+    /// Data could not be made durable, and the system tells that only once: nothing written here is durable any more.
+    failed: Mutex<Option<Errno>>,
 }
 
 impl std::fmt::Debug for LayeredFile {
@@ -46,13 +48,13 @@ impl LayeredFile {
         open_map: OpenMap,
     ) -> Result<Self> {
         let mut pages = match &map {
-            None => PageMap::new(base_bytes),
+            None => PageMap::new(base_bytes).ok_or(Errno::FBIG)?,
             Some(map) => {
                 let mut stored = vec![0; usize::try_from(map.length()?).map_err(|_| Errno::FBIG)?];
                 map.read(&mut stored, 0)?;
                 // Made, and the host went down before the first save: then there is nothing to be known of.
                 if stored.iter().all(|byte| *byte == 0) {
-                    PageMap::new(base_bytes)
+                    PageMap::new(base_bytes).ok_or(Errno::FBIG)?
                 } else {
                     PageMap::parse(&stored, base_bytes).ok_or_else(|| {
                         tracing::error!(base = ?base, "the map of a clone's file is damaged");
@@ -63,7 +65,8 @@ impl LayeredFile {
         };
         pages.cut(upper.length()?);
         let (pages, saving) = (Mutex::new(pages), Mutex::new(map));
-        let file = Self { upper, base, open_map, pages, writing: tokio::sync::Mutex::default(), saving };
+        let file =
+            Self { upper, base, open_map, pages, writing: tokio::sync::Mutex::default(), saving, failed: Mutex::default() };
         file.keep_limit()?;
         Ok(file)
     }
@@ -136,7 +139,7 @@ impl LayeredFile {
         let wanted = self.pages().to_complete(offset, end);
         for range in wanted {
             let bytes = self.base.read(range.start, range.end - range.start).await?;
-            self.upper.write(&bytes, range.start)?;
+            self.upper.write_all(&bytes, range.start)?;
             self.pages().take(range.start, range.end);
         }
         Ok(())
@@ -148,8 +151,8 @@ impl LayeredFile {
         if is_unsaved { self.save(true) } else { Ok(()) }
     }
 
-    /// Writes `bytes` at `offset`.
-    pub(super) async fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
+    /// Writes `bytes` at `offset`; how many of them, where the disk has no room for all.
+    pub(super) async fn write(&self, bytes: &[u8], offset: u64) -> Result<usize> {
         let _writing = self.writing.lock().await;
         self.keep_limit()?;
         self.complete(offset, offset + bytes.len() as u64).await?;
@@ -157,7 +160,7 @@ impl LayeredFile {
     }
 
     /// The same when nothing has to be waited for.
-    pub(super) fn write_ready(&self, bytes: &[u8], offset: u64) -> Option<Result<()>> {
+    pub(super) fn write_ready(&self, bytes: &[u8], offset: u64) -> Option<Result<usize>> {
         let _writing = self.writing.try_lock().ok()?;
         let end = offset + bytes.len() as u64;
         let is_ready = {
@@ -167,10 +170,22 @@ impl LayeredFile {
         is_ready.then(|| self.write_whole(bytes, offset))
     }
 
-    fn write_whole(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        self.upper.write(bytes, offset)?;
-        self.pages().take(offset, offset + bytes.len() as u64);
-        Ok(())
+    /// Writes what shares no page with the base, or only pages that were completed.
+    fn write_whole(&self, bytes: &[u8], offset: u64) -> Result<usize> {
+        let written = self.upper.write(bytes, offset)?;
+        let mut pages = self.pages();
+        let end = offset + written as u64;
+        if written == bytes.len() || !pages.is_below_limit(offset) {
+            pages.take(offset, end);
+            return Ok(written);
+        }
+        // Of the page that the write broke off in, the rest is still the base's.
+        let whole = end / PAGE_BYTES * PAGE_BYTES;
+        if whole <= offset {
+            return Err(Errno::NOSPC);
+        }
+        pages.take(offset, whole);
+        Ok((whole - offset) as usize)
     }
 
     /// Cuts or extends; what an extension adds is zeros.
@@ -211,7 +226,7 @@ impl LayeredFile {
     fn map<'a>(&self, map: &'a mut Option<Arc<dyn Storage>>) -> Result<&'a Arc<dyn Storage>> {
         if map.is_none() {
             let (file, header) = ((self.open_map)()?, self.pages().header());
-            file.write(&header, 0)?;
+            file.write_all(&header, 0)?;
             file.sync(true)?;
             *map = Some(file);
         }
@@ -222,23 +237,32 @@ impl LayeredFile {
         self.saving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The data, and then what the map says of it.
     fn save(&self, data_only: bool) -> Result<()> {
         let mut map = self.saving();
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(error) = *failed {
+            return Err(error);
+        }
         // What comes while the data is made durable is for the next time.
         let unsaved = {
             let mut pages = self.pages();
             pages.is_unsaved().then(|| pages.unsaved())
         };
-        let saved = self.upper.sync(data_only).and_then(|()| {
+        let synced = self.upper.sync(data_only).inspect_err(|error| *failed = Some(*error));
+        let saved = synced.and_then(|()| {
             let Some(unsaved) = &unsaved else { return Ok(()) };
             let file = self.map(&mut map)?;
             for (offset, bytes) in &unsaved.writes {
-                file.write(bytes, *offset)?;
+                file.write_all(bytes, *offset)?;
             }
             file.sync(true)
         });
-        if let (Err(_), Some(unsaved)) = (&saved, unsaved) {
-            self.pages().restore(unsaved);
+        if let Some(unsaved) = unsaved {
+            match saved {
+                Ok(()) => self.pages().saved(),
+                Err(_) => self.pages().restore(unsaved),
+            }
         }
         saved
     }

@@ -37,6 +37,8 @@ pub struct PageMap {
     /// Stored pages of the map that differ from what was saved.
     leaves: BTreeSet<u64>,
     is_limit_changed: bool,
+    /// What was taken to be saved and is not known to be: it counts as unsaved. Whether the limit is part of that.
+    in_flight: Option<bool>,
 }
 
 /// What has to be stored for the map to be as it was at one moment.
@@ -49,17 +51,20 @@ pub struct Unsaved {
 }
 
 impl PageMap {
-    /// All of the first `limit` bytes are the base's.
-    pub fn new(limit: u64) -> Self {
-        let words = vec![0; usize::try_from(limit.div_ceil(PAGE_BYTES).div_ceil(64)).unwrap_or(usize::MAX)];
-        Self { limit, words, leaves: BTreeSet::new(), is_limit_changed: false }
+    /// All of the first `limit` bytes are the base's. `None`: there is no memory for so many pages.
+    pub fn new(limit: u64) -> Option<Self> {
+        let count = usize::try_from(limit.div_ceil(PAGE_BYTES).div_ceil(64)).ok()?;
+        let mut words = Vec::new();
+        words.try_reserve_exact(count).ok()?;
+        words.resize(count, 0);
+        Some(Self { limit, words, leaves: BTreeSet::new(), is_limit_changed: false, in_flight: None })
     }
 
     /// Reads a stored map of a file whose base has `base_bytes` bytes; `None` when it is none.
     pub fn parse(stored: &[u8], base_bytes: u64) -> Option<Self> {
         let (head, bits) = stored.split_at_checked(PAGE_BYTES as usize)?;
         let limit = head.strip_prefix(MAGIC)?.first_chunk::<8>().map(|bytes| u64::from_le_bytes(*bytes))?;
-        let mut map = Self::new(base_bytes);
+        let mut map = Self::new(base_bytes)?;
         map.limit = (limit <= base_bytes).then_some(limit)?;
         for (word, bytes) in map.words.iter_mut().zip(bits.chunks(8)) {
             let mut whole = [0; 8];
@@ -138,6 +143,11 @@ impl PageMap {
         limit < self.limit
     }
 
+    /// The byte at `offset` is one that the base has.
+    pub fn is_below_limit(&self, offset: u64) -> bool {
+        offset < self.limit
+    }
+
     /// What is at and behind `limit` is no longer the base's.
     pub fn cut(&mut self, limit: u64) {
         if self.would_cut(limit) {
@@ -153,17 +163,18 @@ impl PageMap {
 
     /// The limit is to be saved.
     pub fn is_limit_unsaved(&self) -> bool {
-        self.is_limit_changed
+        self.is_limit_changed || self.in_flight == Some(true)
     }
 
-    /// Something is to be saved.
+    /// Something is to be saved, or is being saved.
     pub fn is_unsaved(&self) -> bool {
-        self.is_limit_changed || !self.leaves.is_empty()
+        self.is_limit_changed || !self.leaves.is_empty() || self.in_flight.is_some()
     }
 
-    /// Takes what is to be saved. The data that it speaks of has to be durable before it is written.
+    /// Takes what is to be saved, until [`Self::saved`] or [`Self::restore`]. The data that it speaks of has to be durable before it is written.
     pub fn unsaved(&mut self) -> Unsaved {
         let (leaves, is_limit_changed) = (std::mem::take(&mut self.leaves), std::mem::take(&mut self.is_limit_changed));
+        self.in_flight = Some(is_limit_changed);
         // The header goes with every save: the first one makes the file.
         let mut writes = vec![(0, self.header())];
         for leaf in &leaves {
@@ -175,8 +186,14 @@ impl PageMap {
         Unsaved { writes, leaves, is_limit_changed }
     }
 
+    /// What was taken is durable.
+    pub fn saved(&mut self) {
+        self.in_flight = None;
+    }
+
     /// It was not saved after all.
     pub fn restore(&mut self, unsaved: Unsaved) {
+        self.in_flight = None;
         self.leaves.extend(unsaved.leaves);
         self.is_limit_changed |= unsaved.is_limit_changed;
     }
@@ -198,7 +215,7 @@ mod tests {
 
     #[test]
     fn an_append_completes_nothing_and_a_patch_only_its_own_edges() {
-        let map = PageMap::new(3 * P + 100);
+        let map = PageMap::new(3 * P + 100).expect("small");
         assert!(map.to_complete(3 * P + 100, 3 * P + 200).is_empty(), "an append in the middle of a page");
         assert!(map.to_complete(P, 2 * P).is_empty(), "a whole page");
         assert!(map.to_complete(3 * P, 3 * P + 100).is_empty(), "all that there is of the last one");
@@ -213,7 +230,7 @@ mod tests {
 
     #[test]
     fn stretches_are_joined_and_end_at_the_limit() {
-        let mut map = PageMap::new(4 * P + 1);
+        let mut map = PageMap::new(4 * P + 1).expect("small");
         map.take(P, 3 * P);
         let found = map.stretches(10, 6 * P);
         let wanted =
@@ -229,7 +246,7 @@ mod tests {
     #[test]
     fn a_saved_map_is_the_same_map_and_losing_a_save_loses_nothing_older() {
         let base = 70_000 * P;
-        let mut map = PageMap::new(base);
+        let mut map = PageMap::new(base).expect("small");
         let mut stored = Vec::new();
         let store = |stored: &mut Vec<u8>, unsaved: &Unsaved| {
             for (offset, bytes) in &unsaved.writes {
@@ -243,7 +260,9 @@ mod tests {
         let unsaved = map.unsaved();
         assert_eq!(unsaved.writes.len(), 2, "the header and the one stretch that changed");
         store(&mut stored, &unsaved);
-        assert!(!map.is_unsaved());
+        assert!(map.is_unsaved() && map.is_limit_unsaved(), "it may still fail");
+        map.saved();
+        assert!(!map.is_unsaved() && !map.is_limit_unsaved());
         assert_eq!(PageMap::parse(&stored, base), Some(map.clone()));
         let before = map.clone();
         map.take(5 * P, 6 * P);
@@ -251,7 +270,9 @@ mod tests {
         assert_eq!(PageMap::parse(&stored, base), Some(before));
         map.restore(lost);
         store(&mut stored, &map.unsaved());
+        map.saved();
         assert_eq!(PageMap::parse(&stored, base), Some(map));
+        assert_eq!(PageMap::new(1 << 62), None, "more than there is memory for");
         assert_eq!(PageMap::parse(b"something else", base), None);
         assert_eq!(PageMap::parse(&header(base + 1), base), None, "a limit behind the base");
     }

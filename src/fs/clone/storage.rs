@@ -15,8 +15,15 @@ pub(super) trait Storage: Send + Sync + Debug {
     fn length(&self) -> Result<u64>;
     /// Fills `into` from `offset`; what is behind the end is zeros.
     fn read(&self, into: &mut [u8], offset: u64) -> Result<()>;
+    /// Writes all of it, or as much as there is room for, and at least a byte.
+    fn write(&self, bytes: &[u8], offset: u64) -> Result<usize>;
     /// Writes all of it.
-    fn write(&self, bytes: &[u8], offset: u64) -> Result<()>;
+    fn write_all(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        match self.write(bytes, offset)? {
+            written if written == bytes.len() => Ok(()),
+            _ => Err(Errno::NOSPC),
+        }
+    }
     /// Cuts or extends.
     fn set_length(&self, length: u64) -> Result<()>;
     /// As `fallocate(2)`.
@@ -45,8 +52,18 @@ impl Storage for File {
         Ok(())
     }
 
-    fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        self.write_all_at(bytes, offset).map_err(|error| number(&error))
+    fn write(&self, bytes: &[u8], offset: u64) -> Result<usize> {
+        let mut written = 0;
+        while written < bytes.len() {
+            match self.write_at(&bytes[written..], offset + written as u64) {
+                Ok(0) => return if written > 0 { Ok(written) } else { Err(Errno::NOSPC) },
+                Ok(count) => written += count,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(_) if written > 0 => return Ok(written),
+                Err(error) => return Err(number(&error)),
+            }
+        }
+        Ok(written)
     }
 
     fn set_length(&self, length: u64) -> Result<()> {

@@ -132,18 +132,25 @@ impl CloneFs {
         if self.are_opened(&[directory]) {
             return Ok(());
         }
-        let _opening = self.opening.lock().await;
         let held = self.hold(directory)?;
         if FileType::from_raw_mode(rustix::fs::fstat(&held)?.st_mode) != FileType::Directory {
             return Err(Errno::NOTDIR);
         }
-        if let Some(path) = upper::directory_mark(held.as_fd())? {
-            let root = if path.is_root() { self.base.entry(&path).await?.map(|placed| placed.entry) } else { None };
-            let entries: Vec<_> = self.base.directory(&path).await?.into_iter().map(|placed| placed.entry).collect();
-            let open = rustix::fs::openat(&held, ".", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-            self.upper.fill(open.as_fd(), root.as_ref(), &entries)?;
+        if upper::directory_mark(held.as_fd())?.is_some() {
+            self.fill(&held).await?;
         }
         locked(&self.nodes).opened(directory);
+        Ok(())
+    }
+
+    async fn fill(&self, held: &OwnedFd) -> Result<()> {
+        let _opening = self.opening.lock().await;
+        // Somebody else may have done it meanwhile.
+        if let Some(path) = upper::directory_mark(held.as_fd())? {
+            let entries: Vec<_> = self.base.directory(&path).await?.into_iter().map(|placed| placed.entry).collect();
+            let open = rustix::fs::openat(held, ".", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+            self.upper.fill(open.as_fd(), &entries)?;
+        }
         Ok(())
     }
 

@@ -28,6 +28,8 @@ use crate::model::names::TreePath;
 pub(super) const BASE: &str = "user.tintype.base";
 /// Attributes of ours, which nobody sees or sets through the clone.
 pub(super) const OWN_ATTRIBUTES: &[u8] = b"user.tintype.";
+/// File systems that make the changes of names durable in their order, by number: ext4, XFS, tmpfs.
+const ORDERED: [rustix::fs::FsWord; 3] = [0xef53, 0x5846_5342, 0x0102_1994];
 /// Longest value of an attribute that file systems keep.
 const MARK_BYTES_MAX: usize = 64 * 1024;
 
@@ -40,6 +42,16 @@ pub(super) enum Owners {
     Captured(Accounts),
     /// Everything to this one, at first.
     Fixed(Owner),
+}
+
+impl Owners {
+    fn here(owner: Option<Owner>) -> Self {
+        match owner {
+            _ if !rustix::process::geteuid().is_root() => Self::Ourselves,
+            Some(owner) => Self::Fixed(owner),
+            None => Self::Captured(Accounts::of_host()),
+        }
+    }
 }
 
 /// See the head of this file.
@@ -74,6 +86,12 @@ impl FileMark {
     }
 }
 
+/// Somebody else's directory is one that somebody else may enter again: `EPERM`.
+fn check_own(directory: &OwnedFd) -> Result<()> {
+    let owner = rustix::fs::fstat(directory)?.st_uid;
+    if owner == rustix::process::geteuid().as_raw() { Ok(()) } else { Err(Errno::PERM) }
+}
+
 /// Opens a directory of the local disk and makes it, for us alone, if it is not there.
 fn private_directory(parent: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd> {
     match rustix::fs::mkdirat(parent, name, Mode::RWXU) {
@@ -84,29 +102,36 @@ fn private_directory(parent: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd> {
 }
 
 impl Upper {
-    /// Opens the layer in `directory`, which is made where it is not there. Fails with `EOPNOTSUPP` where the file system
-    /// has no extended attributes. `owner` is given everything that comes from the base, where we may.
-    pub fn open(directory: &Path, owner: Option<Owner>) -> Result<Self> {
+    /// Makes the layer of a new clone of a node with this `root`, in a directory that is empty or is made. Fails with
+    /// `EOPNOTSUPP` where the file system has no extended attributes. `owner` is given everything that comes from the base,
+    /// where we may.
+    pub fn create(directory: &Path, owner: Option<Owner>, root: &TreeEntry) -> Result<()> {
         let top = private_directory(CWD, directory.as_os_str())?;
+        check_own(&top)?;
         // Also one that was there: whoever may enter it reaches around everything that the mount forbids.
         rustix::fs::fchmod(&top, Mode::RWXU)?;
         let pages = private_directory(top.as_fd(), OsStr::new("pages"))?;
-        let is_new = matches!(rustix::fs::statat(&top, "tree", AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT));
-        let owners = match owner {
-            _ if !rustix::process::geteuid().is_root() => Owners::Ourselves,
-            Some(owner) => Owners::Fixed(owner),
-            None => Owners::Captured(Accounts::of_host()),
+        // Under another name until it is marked: a tree without a mark would be an empty clone.
+        let tree = private_directory(top.as_fd(), OsStr::new("new"))?;
+        mark_directory(tree.as_fd(), &TreePath::root())?;
+        let upper = Self { tree, pages, owners: Owners::here(owner) };
+        upper.give(upper.root(), root)?;
+        rustix::fs::fchmod(&upper.tree, upper.mode(root))?;
+        rustix::fs::futimens(&upper.tree, &times(root.modified_ns))?;
+        rustix::fs::fsync(&upper.tree)?;
+        rustix::fs::renameat(&top, "new", &top, "tree")?;
+        rustix::fs::fsync(&top)
+    }
+
+    /// Opens the layer in `directory`. `ENOENT` where none was made: what was written is elsewhere, or not mounted yet.
+    pub fn open(directory: &Path, owner: Option<Owner>) -> Result<Self> {
+        let open = |parent: BorrowedFd<'_>, name: &OsStr| {
+            rustix::fs::openat(parent, name, OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
         };
-        if is_new {
-            // Under another name until it is marked: a tree without a mark would be an empty clone.
-            let tree = private_directory(top.as_fd(), OsStr::new("new"))?;
-            mark_directory(tree.as_fd(), &TreePath::root())?;
-            rustix::fs::fsync(&tree)?;
-            rustix::fs::renameat(&top, "new", &top, "tree")?;
-            rustix::fs::fsync(&top)?;
-        }
-        let tree = private_directory(top.as_fd(), OsStr::new("tree"))?;
-        Ok(Self { tree, pages, owners })
+        let top = open(CWD, directory.as_os_str())?;
+        check_own(&top)?;
+        let (tree, pages) = (open(top.as_fd(), OsStr::new("tree"))?, open(top.as_fd(), OsStr::new("pages"))?);
+        Ok(Self { tree, pages, owners: Owners::here(owner) })
     }
 
     /// The clone's own root.
@@ -164,30 +189,26 @@ impl Upper {
     }
 
     /// Makes the entries of an unopened directory and takes its mark away. Whatever an earlier attempt left is replaced.
-    /// `root` is the entry of the directory itself where it is the root, which was made before anything was known of it.
-    pub(super) fn fill(&self, directory: BorrowedFd<'_>, root: Option<&TreeEntry>, entries: &[TreeEntry]) -> Result<()> {
+    pub(super) fn fill(&self, directory: BorrowedFd<'_>, entries: &[TreeEntry]) -> Result<()> {
         // Somebody may have touched it since it was made.
         let before = rustix::fs::fstat(directory)?;
         self.clear(directory)?;
         for entry in entries {
             self.make(directory, entry)?;
         }
-        match root {
-            Some(root) => {
-                self.give(directory, root)?;
-                rustix::fs::fchmod(directory, Mode::from_raw_mode(root.mode & 0o1777))?;
-                rustix::fs::futimens(directory, &times(root.modified_ns))?;
-            }
-            None => {
-                let time = |tv_sec, tv_nsec: u64| Timespec { tv_sec, tv_nsec: tv_nsec.cast_signed() };
-                let last_access = time(before.st_atime, before.st_atime_nsec);
-                let last_modification = time(before.st_mtime, before.st_mtime_nsec);
-                rustix::fs::futimens(directory, &Timestamps { last_access, last_modification })?;
-            }
+        let time = |tv_sec, tv_nsec: u64| Timespec { tv_sec, tv_nsec: tv_nsec.cast_signed() };
+        let last_access = time(before.st_atime, before.st_atime_nsec);
+        let last_modification = time(before.st_mtime, before.st_mtime_nsec);
+        rustix::fs::futimens(directory, &Timestamps { last_access, last_modification })?;
+        if ORDERED.contains(&rustix::fs::fstatfs(directory)?.f_type) {
+            // Whatever was made before this is durable with it.
+            rustix::fs::fsync(directory)?;
+        } else {
+            rustix::fs::syncfs(directory)?;
         }
-        // Whatever was made before this is durable with it: file systems keep the order of what changes names.
-        rustix::fs::fsync(directory)?;
-        rustix::fs::fremovexattr(directory, BASE)
+        rustix::fs::fremovexattr(directory, BASE)?;
+        // A mark that came back would have the directory made anew, over what was written since.
+        rustix::fs::fsync(directory)
     }
 
     fn clear(&self, directory: BorrowedFd<'_>) -> Result<()> {
@@ -213,7 +234,7 @@ impl Upper {
                 };
                 mark_directory(made.as_fd(), &entry.path)?;
                 self.give(made.as_fd(), entry)?;
-                rustix::fs::fchmod(&made, Mode::from_raw_mode(entry.mode & 0o1777))?;
+                rustix::fs::fchmod(&made, self.mode(entry))?;
                 rustix::fs::futimens(&made, &times(entry.modified_ns))
             }
             FileKind::File => {
@@ -226,7 +247,7 @@ impl Upper {
                     rustix::fs::fsetxattr(&made, BASE, &mark.to_bytes(), XattrFlags::empty())?;
                 }
                 self.give(made.as_fd(), entry)?;
-                rustix::fs::fchmod(&made, Mode::from_raw_mode(entry.mode & 0o1777))?;
+                rustix::fs::fchmod(&made, self.mode(entry))?;
                 rustix::fs::futimens(&made, &times(entry.modified_ns))
             }
             FileKind::Link => {
@@ -238,6 +259,16 @@ impl Upper {
                 rustix::fs::utimensat(directory, name, &times(entry.modified_ns), AtFlags::SYMLINK_NOFOLLOW)
             }
         }
+    }
+
+    /// Who may give nothing away keeps the right to what he made: marks are set and pages are written in his name.
+    fn mode(&self, entry: &TreeEntry) -> Mode {
+        let own = match (&self.owners, entry.kind) {
+            (Owners::Ourselves, FileKind::Directory) => 0o700,
+            (Owners::Ourselves, _) => 0o600,
+            _ => 0,
+        };
+        Mode::from_raw_mode(entry.mode & 0o1777 | own)
     }
 
     fn owner_of(&self, entry: &TreeEntry) -> Option<(rustix::fs::Uid, rustix::fs::Gid)> {

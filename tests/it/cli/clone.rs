@@ -151,6 +151,15 @@ fn a_clone_is_written_served_again_and_taken_away_and_the_snapshot_never_changes
     );
     assert!(is_mounted(&clone.place), "nothing was done yet");
     let upper = clone.upper();
+    home.run(&["unmount", "clone"]).done();
+    wait_for("the end of who served it", Duration::from_secs(20), || clone.process().is_none());
+    std::fs::rename(&upper, home.path("elsewhere")).expect("ours");
+    let refused = home.run(&["clones", "--serve"]);
+    assert!(refused.code == Some(3) && refused.text().contains("is not there"), "{refused:?}");
+    assert!(!upper.exists(), "a clone whose disk is away does not begin anew");
+    std::fs::rename(home.path("elsewhere"), &upper).expect("ours");
+    clone.serve();
+    assert_eq!(tree(&clone.place), expected);
     home.run(&["unclone", "clone", "--yes"]).done();
     assert!(!is_mounted(&clone.place) && !upper.exists());
     assert!(!home.run(&["show", "demo/latest"]).text().contains("pinned"), "the pin is taken back");
