@@ -243,11 +243,17 @@ impl CloneFs {
             if entry.is_open || entry.is_gone || !Arc::ptr_eq(&entry.file, &file) || file.is_unsaved() {
                 continue;
             }
-            if file.is_local()
-                && let Err(error) = self.upper().let_go_of_base(entry.upper.as_fd(), &entry.mark)
-            {
-                // It is right as it is: its pages are all there.
-                tracing::debug!(%error, path = %entry.mark.path, "a file keeps its mark");
+            if file.is_local() {
+                let (upper, mark) = (entry.upper.clone(), entry.mark.clone());
+                // It waits for the disk, and nobody else does: who opens the file meanwhile gets this one, which has all pages.
+                drop(layered);
+                if let Err(error) = self.upper().let_go_of_base(upper.as_fd(), &mark) {
+                    tracing::debug!(%error, path = %mark.path, "a file keeps its mark");
+                }
+                layered = locked(&self.files.layered);
+                if layered.get(&node).is_none_or(|entry| entry.is_open || !Arc::ptr_eq(&entry.file, &file)) {
+                    continue;
+                }
             }
             layered.remove(&node);
         }

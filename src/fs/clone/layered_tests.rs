@@ -1,7 +1,7 @@
 //! Layered files on a disk that loses its power, against a plain vector of bytes.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -315,4 +315,56 @@ async fn a_file_that_was_cut_to_nothing_or_written_whole_needs_its_base_no_more(
         }
         assert!(file.is_local() && disk.open().is_local());
     }
+}
+
+/// A file whose sync goes on when it is told to.
+#[derive(Debug)]
+struct Slow(CutFile, Arc<Barrier>);
+
+impl Storage for Slow {
+    fn length(&self) -> Result<u64> {
+        self.0.length()
+    }
+
+    fn read(&self, into: &mut [u8], offset: u64) -> Result<()> {
+        self.0.read(into, offset)
+    }
+
+    fn write(&self, bytes: &[u8], offset: u64) -> Result<usize> {
+        self.0.write(bytes, offset)
+    }
+
+    fn set_length(&self, length: u64) -> Result<()> {
+        self.0.set_length(length)
+    }
+
+    fn allocate(&self, how: FallocateFlags, offset: u64, length: u64) -> Result<()> {
+        self.0.allocate(how, offset, length)
+    }
+
+    fn sync(&self, data_only: bool) -> Result<()> {
+        self.1.wait();
+        self.1.wait();
+        self.0.sync(data_only)
+    }
+}
+
+#[tokio::test]
+async fn what_is_being_saved_is_not_saved_yet() {
+    let (gate, map) = (Arc::new(Barrier::new(2)), CutFile::default());
+    let upper = CutFile::default();
+    upper.change(Change::Length(3 * PAGE_BYTES)).expect("room");
+    let base = vec![7; 3 * PAGE_BYTES as usize];
+    let make = Box::new(move || Ok(Arc::new(map.clone()) as Arc<dyn Storage>));
+    let slow = Arc::new(Slow(upper, gate.clone()));
+    let file = LayeredFile::open(slow, Arc::new(Base(base)), 3 * PAGE_BYTES, None, make).expect("opens");
+    file.write(&[1; 100], 0).await.expect("writes");
+    std::thread::scope(|scope| {
+        let saving = scope.spawn(|| file.sync(true));
+        gate.wait();
+        assert!(file.is_unsaved(), "who lets go of it now loses the page");
+        gate.wait();
+        saving.join().expect("no panic").expect("saves");
+    });
+    assert!(!file.is_unsaved());
 }

@@ -174,7 +174,10 @@ impl Upper {
 
     /// The file is the clone's own from now on: `file` has all of it, durably.
     pub(super) fn let_go_of_base(&self, file: BorrowedFd<'_>, mark: &FileMark) -> Result<()> {
-        rustix::fs::fremovexattr(file, BASE)?;
+        match rustix::fs::fremovexattr(file, BASE) {
+            Ok(()) | Err(Errno::NODATA) => {}
+            Err(error) => return Err(error),
+        }
         // A map that went before its mark would turn the file back into the base's.
         rustix::fs::fsync(file)?;
         self.forget_map(mark)
