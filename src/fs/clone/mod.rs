@@ -5,13 +5,13 @@
 //! extended attributes, so that renames, hard links, locks and the durability of names are those of the local file system
 //! and of its journal. What is not there yet is marked:
 //!
-//! - a directory with [`upper::BASE`] is *unopened*: its entries are made when somebody first looks into it. Until the mark
-//!   is gone, after everything else is durable, nothing in it counts;
-//! - a file with [`upper::BASE`] is *layered* ([`layered`]): it has its length, and pages that it does not have itself are
-//!   the base's ([`pages`]). Which these are is kept in `pages/`, written only after the data that it speaks of;
+//! - a directory with the mark (`upper::BASE`) is *unopened*: its entries are made when somebody first looks into it. Until
+//!   the mark is gone, after everything else is durable, nothing in it counts;
+//! - a file with the mark is *layered* (`layered`): it has its length, and pages that it does not have itself are the base's
+//!   (`pages`). Which these are is kept in `pages/`, written only after the data that it speaks of;
 //! - anything else is the clone's own, and nothing of ours is between it and the local disk but the kernel's requests.
 //!
-//! [`CloneFs`] has the calls, [`nodes`] knows what the kernel knows.
+//! [`CloneFs`] has the calls, `nodes` knows what the kernel knows.
 //!
 //! **Invariants.** What was fsynced survives the end of this process, of the store, and of the host. A page shows the bytes
 //! of the base or those written last, never anything else. A base that cannot be reached is waited for; one that is damaged

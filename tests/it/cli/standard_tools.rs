@@ -20,6 +20,15 @@ fn check(binary: &Path, directory: &Path, arguments: &[&str], digest: &str) {
     server.command(&["SAVE"]);
 }
 
+/// A snapshot of a server, which is ended, and the mount that shows it: the node's directory under its date.
+fn stored_and_mounted(home: &Home, server: Server) -> (Mountpoint, String) {
+    home.run(&["snapshot", "demo", "--redis", &format!("127.0.0.1:{}", server.port)]).done();
+    let place = Mountpoint::new(home, "mount");
+    home.run(&["mount", &place.text()]).done();
+    let dated = std::fs::canonicalize(home.path("mount/demo/latest")).expect("leads to a date");
+    (place, dated.join(format!("127.0.0.1_{}", server.port)).display().to_string())
+}
+
 #[test]
 fn cp_and_rsync_restore_servers_with_and_without_an_append_only_file() {
     for binary in both() {
@@ -28,12 +37,7 @@ fn cp_and_rsync_restore_servers_with_and_without_an_append_only_file() {
             let server = Server::start(&binary, arguments);
             server.fill(KEYS, 100);
             let digest = server.command(&["DEBUG", "DIGEST"]);
-            home.run(&["snapshot", "demo", "--redis", &format!("127.0.0.1:{}", server.port)]).done();
-            let place = Mountpoint::new(&home, "mount");
-            home.run(&["mount", &place.text()]).done();
-            let dated = std::fs::canonicalize(home.path("mount/demo/latest")).expect("leads to a date");
-            let node = dated.join(format!("127.0.0.1_{}", server.port)).display().to_string();
-            drop(server);
+            let (place, node) = stored_and_mounted(&home, server);
             for (name, copy) in [
                 ("copied", ["cp", "-a", "--no-preserve=xattr", &format!("{node}/.")]),
                 ("synced", ["rsync", "-a", "--whole-file", &format!("{node}/")]),
@@ -63,12 +67,7 @@ fn links_into_the_mount_start_a_server_and_are_replaced_by_its_own_files() {
         let server = Server::start(&redis_70(), &arguments);
         server.fill(KEYS, 100);
         let digest = server.command(&["DEBUG", "DIGEST"]);
-        home.run(&["snapshot", "demo", "--redis", &format!("127.0.0.1:{}", server.port)]).done();
-        let place = Mountpoint::new(&home, "mount");
-        home.run(&["mount", &place.text()]).done();
-        let dated = std::fs::canonicalize(home.path("mount/demo/latest")).expect("leads to a date");
-        let node = dated.join(format!("127.0.0.1_{}", server.port)).display().to_string();
-        drop(server);
+        let (place, node) = stored_and_mounted(&home, server);
         std::fs::create_dir(home.path("linked")).expect("a directory");
         run(Command::new("sh").args(["-ec", script, "sh", &node]).current_dir(home.path("linked"))).done();
         let linked = home.text("linked");
