@@ -6,10 +6,9 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use fuser::{
     AccessFlags, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
@@ -19,23 +18,18 @@ use fuser::{
 };
 use tokio::sync::{Semaphore, watch};
 
+use super::common::{FOR_EVER, answer_extended, ask, contained, time};
 use super::passthrough::{Passthrough, PassthroughState};
 use super::request;
 use crate::fs::{Attributes, Found, FsError, SnapshotFs};
 use crate::model::manifest::FileKind;
 use crate::model::names::COMPONENT_BYTES_MAX;
 
-/// How long the kernel keeps what never changes. Any long time would do; it forgets sooner when memory is short.
-pub(super) const FOR_EVER: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How long the kernel keeps what may change: clusters, the names of snapshots, `latest`.
 const BRIEFLY: Duration = Duration::from_secs(1);
 /// Requests that wait for I/O at a time. The kernel's own limit for background requests is far below; only as many
 /// waiting programs could reach this.
 const TASKS: usize = 1024;
-/// Read-ahead requests that the kernel may have under way. The default of 16 is used up by two readers of a store that
-/// answers in 30 ms.
-pub(super) const BACKGROUND_REQUESTS: u16 = 64;
-
 /// See the head of this file.
 #[derive(Debug)]
 pub struct Adapter {
@@ -64,13 +58,6 @@ impl Adapter {
     }
 }
 
-/// Keeps a panic inside the request that it happened in: the reply is dropped, which the kernel gets as EIO.
-pub(super) fn contained(call: &'static str, work: impl FnOnce()) {
-    if catch_unwind(AssertUnwindSafe(work)).is_err() {
-        tracing::error!(call, "a request panicked and was answered with EIO");
-    }
-}
-
 /// The number for the kernel. What is not the caller's own mistake is logged, here and only here.
 fn errno(call: &'static str, error: &FsError) -> Errno {
     if !error.is_callers() {
@@ -89,12 +76,6 @@ fn file_type(kind: FileKind) -> FileType {
         FileKind::Directory => FileType::Directory,
         FileKind::Link => FileType::Symlink,
     }
-}
-
-pub(super) fn time(since_1970_ns: i64) -> SystemTime {
-    let distance = Duration::from_nanos(since_1970_ns.unsigned_abs());
-    let time = if since_1970_ns < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) };
-    time.unwrap_or(UNIX_EPOCH)
 }
 
 fn file_attr(attributes: &Attributes) -> FileAttr {
@@ -156,17 +137,6 @@ fn answer_data(reply: ReplyData, result: Result<bytes::Bytes, FsError>) {
     }
 }
 
-/// `size` is the caller's room; 0 asks how much is needed.
-fn answer_extended(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, FsError>) {
-    match result {
-        // Some hundred bytes at most.
-        Ok(bytes) if size == 0 => reply.size(bytes.len() as u32),
-        Ok(bytes) if bytes.len() > size as usize => reply.error(Errno::ERANGE),
-        Ok(bytes) => reply.data(&bytes),
-        Err(error) => reply.error(errno("getxattr", &error)),
-    }
-}
-
 impl Filesystem for Adapter {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
         let wanted = [
@@ -177,16 +147,9 @@ impl Filesystem for Adapter {
             // A link that points elsewhere is another inode here.
             InitFlags::FUSE_CACHE_SYMLINKS,
         ];
-        for capability in wanted {
-            if config.add_capabilities(capability).is_err() {
-                tracing::debug!(?capability, "the kernel does not have it");
-            }
-        }
+        ask(config, &wanted);
         if let Some(passthrough) = &self.passthrough {
             passthrough.ask(config);
-        }
-        if let Err(nearest) = config.set_max_background(BACKGROUND_REQUESTS) {
-            tracing::debug!(nearest, "the kernel allows another number of background requests");
         }
         Ok(())
     }
@@ -342,16 +305,22 @@ impl Filesystem for Adapter {
 
     fn getxattr(&self, _request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         contained("getxattr", || match self.fs.extended_ready(inode.0, name.as_bytes()) {
-            Some(result) => answer_extended(reply, size, result),
+            Some(result) => answer_extended(reply, size, result.map_err(|error| errno("getxattr", &error))),
             None => {
                 let name = name.as_bytes().to_vec();
-                self.spawn(move |fs| async move { answer_extended(reply, size, fs.extended(inode.0, &name).await) });
+                self.spawn(move |fs| async move {
+                    let found = fs.extended(inode.0, &name).await;
+                    answer_extended(reply, size, found.map_err(|error| errno("getxattr", &error)));
+                });
             }
         });
     }
 
     fn listxattr(&self, _request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
-        contained("listxattr", || answer_extended(reply, size, self.fs.extended_names(inode.0)));
+        contained("listxattr", || {
+            let names = self.fs.extended_names(inode.0);
+            answer_extended(reply, size, names.map_err(|error| errno("listxattr", &error)));
+        });
     }
 
     fn ioctl(
@@ -482,21 +451,5 @@ impl Filesystem for Adapter {
 
     fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
         reply.error(Errno::EROFS);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_before_1970_are_shown_as_such() {
-        assert_eq!(UNIX_EPOCH.duration_since(time(-1_500_000_000)).expect("before"), Duration::from_millis(1500));
-        assert_eq!(time(i64::MIN).max(UNIX_EPOCH), UNIX_EPOCH);
-    }
-
-    #[test]
-    fn a_panic_stays_in_its_request() {
-        contained("test", || panic!("in a request"));
     }
 }

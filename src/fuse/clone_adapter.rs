@@ -18,10 +18,10 @@ use fuser::{
 use rustix::fs::{FallocateFlags, SeekFrom, XattrFlags};
 use tokio::sync::watch;
 
-use super::adapter::{BACKGROUND_REQUESTS, contained};
 use super::clone_reply::{
-    BRIEFLY, answer_data, answer_empty, answer_entry, answer_extended, errno, file_attr, file_type, flags, maker, time_change,
+    BRIEFLY, answer_data, answer_empty, answer_entry, errno, file_attr, file_type, flags, maker, time_change,
 };
+use super::common::{answer_extended, ask, contained};
 use super::passthrough::Passthrough;
 use crate::fs::clone::{Changes, CloneFs, OpenFile, Result};
 
@@ -78,17 +78,10 @@ impl Filesystem for CloneAdapter {
             // Else the kernel asks before each write whether the file has privileges to lose. None has any here.
             InitFlags::FUSE_HANDLE_KILLPRIV_V2,
         ];
-        for capability in wanted {
-            if config.add_capabilities(capability).is_err() {
-                tracing::debug!(?capability, "the kernel does not have it");
-            }
-        }
+        ask(config, &wanted);
         self.passthrough.ask(config);
         if let Err(nearest) = config.set_max_write(WRITE_BYTES_MAX) {
             tracing::debug!(nearest, "the kernel writes in other lengths");
-        }
-        if let Err(nearest) = config.set_max_background(BACKGROUND_REQUESTS) {
-            tracing::debug!(nearest, "the kernel allows another number of background requests");
         }
         Ok(())
     }
@@ -445,11 +438,11 @@ impl Filesystem for CloneAdapter {
     }
 
     fn getxattr(&self, _request: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        contained("getxattr", || answer_extended(reply, size, self.fs.extended(node.0, name)));
+        contained("getxattr", || answer_extended(reply, size, self.fs.extended(node.0, name).map_err(errno)));
     }
 
     fn listxattr(&self, _request: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
-        contained("listxattr", || answer_extended(reply, size, self.fs.extended_names(node.0)));
+        contained("listxattr", || answer_extended(reply, size, self.fs.extended_names(node.0).map_err(errno)));
     }
 
     fn setxattr(&self, _request: &Request, node: INodeNo, name: &OsStr, value: &[u8], how: i32, _at: u32, reply: ReplyEmpty) {

@@ -4,12 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
-    BackingId, Errno, FileAttr, FileType, FopenFlags, Generation, INodeNo, ReplyData, ReplyEmpty, ReplyEntry, ReplyXattr,
-    Request, TimeOrNow,
+    BackingId, Errno, FileAttr, FileType, FopenFlags, Generation, INodeNo, ReplyData, ReplyEmpty, ReplyEntry, Request, TimeOrNow,
 };
 use rustix::fs::Stat;
 
-use super::adapter::{FOR_EVER, time};
+use super::common::{FOR_EVER, time};
 use crate::fs::clone::{Maker, Result, TimeChange};
 
 /// How long attributes are kept: what the kernel writes by itself changes them.
@@ -93,17 +92,6 @@ pub(super) fn answer_empty(reply: ReplyEmpty, result: Result<()>) {
 
 pub(super) fn answer_data(reply: ReplyData, result: Result<bytes::Bytes>) {
     match result {
-        Ok(bytes) => reply.data(&bytes),
-        Err(error) => reply.error(errno(error)),
-    }
-}
-
-/// `size` is the caller's room; 0 asks how much is needed.
-pub(super) fn answer_extended(reply: ReplyXattr, size: u32, result: Result<Vec<u8>>) {
-    match result {
-        // At most 64 KiB.
-        Ok(bytes) if size == 0 => reply.size(bytes.len() as u32),
-        Ok(bytes) if bytes.len() > size as usize => reply.error(Errno::ERANGE),
         Ok(bytes) => reply.data(&bytes),
         Err(error) => reply.error(errno(error)),
     }

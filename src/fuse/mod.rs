@@ -12,6 +12,7 @@
 pub mod adapter;
 mod clone_adapter;
 mod clone_reply;
+mod common;
 pub mod mounts;
 mod passthrough;
 pub mod request;

@@ -178,13 +178,13 @@ impl CloneFs {
         Ok((stat, file))
     }
 
-    /// One opening ends; says whether it was the last.
-    pub fn release(&self, node: u64) -> bool {
+    /// One opening ends.
+    pub fn release(&self, node: u64) {
         let mut open = locked(&self.files.open);
-        let Some(opened) = open.get_mut(&node) else { return true };
+        let Some(opened) = open.get_mut(&node) else { return };
         opened.handles -= 1;
         if opened.handles > 0 {
-            return false;
+            return;
         }
         open.remove(&node);
         let mut layered = locked(&self.files.layered);
@@ -197,7 +197,6 @@ impl CloneFs {
                 layered.remove(&node);
             }
         }
-        true
     }
 
     /// Cuts or extends a file, open or not.

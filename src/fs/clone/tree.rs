@@ -2,7 +2,6 @@
 //!
 //! A call that names something in a directory has to be preceded by [`CloneFs::open_directories`] of it, at least once.
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -21,6 +20,10 @@ use super::nodes::{Nodes, ROOT, Way};
 use super::storage::number;
 use super::upper::{self, Upper};
 use crate::fs::About;
+use crate::fs::handle_table::HandleTable;
+
+/// Directories that are listed at a time: each is held by a descriptor.
+const DIRECTORIES_MAX: usize = 1 << 14;
 
 /// How a clone behaves.
 #[derive(Debug, Clone, Default)]
@@ -52,7 +55,7 @@ pub struct CloneFs {
     /// Held over every change of names, so that what the kernel knows and what the disk has are one.
     nodes: Mutex<Nodes>,
     pub(super) files: Files,
-    directories: Mutex<HashMap<u64, Arc<OpenDirectory>>>,
+    directories: HandleTable<OpenDirectory>,
     /// Held by who makes the entries of a directory.
     opening: tokio::sync::Mutex<()>,
 }
@@ -72,7 +75,7 @@ impl CloneFs {
             root_number,
             nodes: Mutex::default(),
             files: Files::default(),
-            directories: Mutex::default(),
+            directories: HandleTable::new(DIRECTORIES_MAX),
             opening: tokio::sync::Mutex::default(),
         }))
     }
@@ -179,21 +182,19 @@ impl CloneFs {
     /// Begins to list a directory, which is opened.
     pub fn list(&self, directory: u64) -> Result<u64> {
         let listing = Arc::new(OpenDirectory::new(self.hold(directory)?));
-        let mut directories = locked(&self.directories);
-        let handle = directories.keys().max().map_or(1, |last| last + 1);
-        directories.insert(handle, listing);
+        let handle = self.directories.insert(listing).map_err(|_| Errno::NFILE)?;
         Ok(handle)
     }
 
     /// Entries from `offset` on. At the beginning the directory is read anew.
     pub fn items(&self, handle: u64, offset: u64) -> Result<Arc<Vec<Item>>> {
-        let directory = locked(&self.directories).get(&handle).cloned().ok_or(Errno::BADF)?;
+        let directory = self.directories.get(handle).map_err(|_| Errno::BADF)?;
         directory.items(offset, self.root_number)
     }
 
     /// Ends listing it.
     pub fn end_list(&self, handle: u64) {
-        locked(&self.directories).remove(&handle);
+        self.directories.remove(handle);
     }
 
     /// Returns when the names in a directory are durable.
