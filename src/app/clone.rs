@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 use uuid::Uuid;
 
 use super::failure::Failure;
+use super::linked::{LinkState, LinkedRestore, let_go, look_after};
 use super::mount::{MountError, MountOptions, Readiness, answers, prepare, serve_until, stop_signal, unmount};
 use super::mount_memory;
 use super::notify::Supervisor;
@@ -29,7 +30,7 @@ use crate::model::names::{ClusterName, NodeName};
 use crate::model::snapshot_name::DateQuery;
 use crate::model::time::{SnapshotDate, Timestamp};
 use crate::read::BlockReader;
-use crate::repo::{NodeTree, SnapshotSource};
+use crate::repo::{NodeTree, Repository, SnapshotSource};
 
 /// How long one question to the store may take. Who reads waits longer: the question is asked again.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -73,6 +74,9 @@ pub struct CloneRecord {
     pub owner: Option<(u32, u32)>,
     /// Memory for blocks.
     pub memory_bytes: Option<u64>,
+    /// It is what links of a restore lead to: nobody writes to it, and it ends by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub links: Option<LinkedRestore>,
     /// When it was made.
     pub made_at: Timestamp,
 }
@@ -152,6 +156,11 @@ impl CloneRecords {
         Ok(records)
     }
 
+    /// One of them.
+    pub fn get(&self, id: Uuid) -> Result<CloneRecord, Failure> {
+        self.read(&self.path(id))
+    }
+
     fn read(&self, path: &Path) -> Result<CloneRecord, Failure> {
         let text = std::fs::read(path).map_err(file_failure(path))?;
         let wrong = |reason: String| Failure::new("state", format!("{}: {reason}", path.display()));
@@ -222,12 +231,12 @@ pub(super) fn lock(upper: &Path) -> Result<File, Failure> {
 pub async fn serve(session: &Session, id: Uuid, ready: Readiness) -> Result<(), Failure> {
     let begun = async {
         let records = CloneRecords::open(session)?;
-        let record = records.read(&records.path(id))?;
+        let record = records.get(id)?;
         let lock = lock(&record.upper)?;
         let (source, repository, tree) = base(session, &record).await?;
-        Ok((record, lock, source, repository, tree))
+        Ok((records, record, lock, source, repository, tree))
     };
-    let (record, _lock, source, repository, tree) = match begun.await {
+    let (records, record, _lock, source, repository, tree) = match begun.await {
         Ok(begun) => begun,
         Err(failure) => {
             ready.tell(Err(&failure));
@@ -239,13 +248,15 @@ pub async fn serve(session: &Session, id: Uuid, ready: Readiness) -> Result<(), 
     options.forbidden.extend(session.repository_directory()?);
     options.forbidden.push(record.upper.clone());
     let stop = stop_signal();
+    let (records, link_state) = (Arc::new(records), LinkState::default());
     let begin = {
-        let (record, runtime, source) = (record.clone(), Handle::current(), source.clone());
+        let (record, runtime, source, tree) = (record.clone(), Handle::current(), source.clone(), tree.clone());
         let is_passthrough_wanted = session.config.mount.passthrough.unwrap_or(true);
-        move || begin(&record, &options, source, repository, tree, runtime, is_passthrough_wanted)
+        let about = about(&record, source.clone(), repository, link_state.clone());
+        move || begin(&record, &options, source, about, tree, runtime, is_passthrough_wanted)
     };
     let begun = tokio::task::spawn_blocking(begin).await.map_err(|error| Failure::new("internal", error.to_string()))?;
-    let (session, fs) = match begun {
+    let (mounted, fs) = match begun {
         Ok(begun) => begun,
         Err(failure) => {
             ready.tell(Err(&failure));
@@ -255,9 +266,17 @@ pub async fn serve(session: &Session, id: Uuid, ready: Readiness) -> Result<(), 
     let supervisor = Supervisor::from_environment();
     supervisor.ready(&format!("serving {}", record.mountpoint.display()));
     let saving = tokio::spawn(save_now_and_then(fs.clone()));
-    let served = serve_until(&session, &record.mountpoint, ready, async move {
-        stop.await;
-        supervisor.stopping();
+    let looked_after = async {
+        match &record.links {
+            Some(_) => look_after(records.clone(), id, source, tree, link_state).await,
+            None => std::future::pending().await,
+        }
+    };
+    let served = serve_until(&mounted, &record.mountpoint, ready, async {
+        tokio::select! {
+            () = stop => supervisor.stopping(),
+            () = looked_after => {}
+        }
     })
     .await;
     saving.abort();
@@ -270,7 +289,25 @@ pub async fn serve(session: &Session, id: Uuid, ready: Readiness) -> Result<(), 
         )
         .hint("see whether the disk is full or failing"));
     }
-    Ok(served?)
+    served?;
+    // Whoever unmounted it: what no link leads to is not served again.
+    let record = records.get(id)?;
+    if record.links.as_ref().is_some_and(|links| links.are_gone(&record.mountpoint)) {
+        let_go(session, &records, &record).await?;
+    }
+    Ok(())
+}
+
+/// Takes back what a clone needs, the record last.
+pub(super) async fn forget(records: &CloneRecords, repository: &Repository, record: &CloneRecord) -> Result<(), Failure> {
+    match std::fs::remove_dir_all(&record.upper) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Failure::new("system", format!("{}: {error}", record.upper.display())).hint("run it again"));
+        }
+        _ => {}
+    }
+    repository.unpin(&record.cluster, record.snapshot, record.id).await?;
+    records.remove(record.id)
 }
 
 async fn save_now_and_then(fs: Arc<CloneFs>) {
@@ -287,7 +324,7 @@ fn begin(
     record: &CloneRecord,
     options: &MountOptions,
     source: Arc<Renewable>,
-    repository: String,
+    about: impl FnOnce(PassthroughState) -> About,
     tree: NodeTree,
     runtime: Handle,
     is_passthrough_wanted: bool,
@@ -298,14 +335,12 @@ fn begin(
     let (cache_bytes, read) = mount_memory::divide(record.memory_bytes.unwrap_or(MEMORY_BYTES), DEADLINE);
     let blocks = BlockReader::new(source.clone(), Arc::new(MemoryCache::new(cache_bytes)), None, read, runtime);
     let passthrough = PassthroughState::new(std::sync::Mutex::new("off".to_owned()));
-    let options = CloneOptions {
-        about: about(record, source, repository, passthrough.clone()),
-        gives_owners: rustix::process::geteuid().is_root(),
-    };
+    let options = CloneOptions { about: about(passthrough.clone()), gives_owners: rustix::process::geteuid().is_root() };
     // A store that maps its files dies of a page that cannot be read: it waits instead, for as long as it takes.
     let fs = CloneFs::new(upper, BaseNode::new(blocks, tree, None), options).map_err(upper_failure)?;
     let session = SessionOptions {
         allow_other: record.allow_other,
+        is_read_only: record.links.is_some(),
         passthrough: is_passthrough_wanted.then_some(passthrough),
         source_name: Some(record.source()),
         ..SessionOptions::default()
@@ -323,16 +358,25 @@ fn begin(
 }
 
 /// What the root says of the clone.
-fn about(record: &CloneRecord, store: Arc<Renewable>, repository: String, passthrough: PassthroughState) -> About {
-    let (source, upper) = (record.source(), record.upper.display().to_string());
-    About::new(move || {
-        let away = store.away_for().map_or("answers".to_owned(), |away| format!("away for {} s", away.as_secs()));
-        vec![
-            (CLONE, source.clone()),
-            ("user.tintype.upper", upper.clone()),
-            ("user.tintype.repository", repository.clone()),
-            ("user.tintype.store", away),
-            ("user.tintype.passthrough", passthrough.lock().unwrap_or_else(PoisonError::into_inner).clone()),
-        ]
-    })
+fn about(
+    record: &CloneRecord,
+    store: Arc<Renewable>,
+    repository: String,
+    links: LinkState,
+) -> impl FnOnce(PassthroughState) -> About + use<> {
+    let record = record.clone();
+    move |passthrough| {
+        About::new(move || {
+            let away = store.away_for().map_or("answers".to_owned(), |away| format!("away for {} s", away.as_secs()));
+            let mut facts = links.facts(&record);
+            facts.extend([
+                (CLONE, record.source()),
+                ("user.tintype.upper", record.upper.display().to_string()),
+                ("user.tintype.repository", repository.clone()),
+                ("user.tintype.store", away),
+                ("user.tintype.passthrough", passthrough.lock().unwrap_or_else(PoisonError::into_inner).clone()),
+            ]);
+            facts
+        })
+    }
 }

@@ -79,6 +79,10 @@ pub enum Verb {
     Unclone(UncloneArgs),
     /// Restore nodes from a snapshot; shows the plan, acts with --yes
     Restore(RestoreArgs),
+    /// Make local files of the links of a restore, until the snapshot is not needed any more
+    Hydrate(HydrateArgs),
+    /// Refuse while links of a restored directory lead nowhere; else run a command
+    Guard(GuardArgs),
     /// Put the directory from before a restore back
     Rollback(RollbackArgs),
     /// Let the directory from before a restore go
@@ -309,9 +313,15 @@ pub struct RestoreArgs {
     /// Put a stored node into a target node
     #[arg(long, value_name = "SOURCE=TARGET")]
     pub map: Vec<String>,
-    /// How: copy
+    /// How the files come to the target
     #[arg(long, default_value = "copy")]
     pub method: Method,
+    /// With --method link: leave the links as they are; `tintype hydrate` makes files of them later
+    #[arg(long)]
+    pub no_hydrate: bool,
+    /// With --method link: make files of the links no faster than SIZE a second
+    #[arg(long, value_name = "SIZE", conflicts_with = "no_hydrate")]
+    pub hydrate_rate: Option<Bytes>,
     /// Only place the files here, on this host; no store is stopped or started
     #[arg(long, value_name = "DIR", conflicts_with_all = ["to", "map"])]
     pub directory: Option<PathBuf>,
@@ -332,8 +342,33 @@ pub struct RestoreArgs {
 /// How a restore brings the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Method {
-    /// Whole files, straight from the object store.
+    /// Whole files, straight from the object store
     Copy,
+    /// Files that never change are links to the snapshot, fetched as they are read and made local in the background
+    Link,
+}
+
+/// `hydrate`
+#[derive(Debug, Args)]
+pub struct HydrateArgs {
+    /// The data directory
+    pub directory: PathBuf,
+    /// No faster than SIZE a second
+    #[arg(long, value_name = "SIZE")]
+    pub rate: Option<Bytes>,
+    /// Do not wait for it
+    #[arg(long)]
+    pub detach: bool,
+}
+
+/// `guard`
+#[derive(Debug, Args)]
+pub struct GuardArgs {
+    /// The data directory
+    pub directory: PathBuf,
+    /// What to run when every link answers, behind --
+    #[arg(last = true)]
+    pub command: Vec<String>,
 }
 
 /// `rollback`, `settle`

@@ -16,6 +16,8 @@ pub mod control_args;
 pub mod daemon;
 pub mod disk_cache;
 pub mod failure;
+mod guard;
+mod linked;
 pub mod local_node;
 pub mod mount;
 mod mount_memory;
@@ -40,6 +42,11 @@ pub fn tintype() -> ExitCode {
         Ok(args) => args,
         Err(code) => return code,
     };
+    if let control_args::Verb::Guard(guarded) = &args.verb {
+        // Who starts the store may not be allowed to read our configuration.
+        let output = Output { is_json: args.common.json, is_quiet: args.common.quiet };
+        return output::end(output, guard::run(output, guarded));
+    }
     run(args.common.clone(), async |session| control::run(session, args.verb).await)
 }
 

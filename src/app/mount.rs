@@ -314,6 +314,7 @@ async fn begin(source: Arc<dyn SnapshotSource>, options: &MountOptions) -> Resul
         }
         let session = SessionOptions {
             allow_other: options.allow_other,
+            is_read_only: true,
             threads: options.threads,
             passthrough: (options.passthrough && disk.is_some()).then_some(passthrough),
             source_name: options.source_name.clone(),

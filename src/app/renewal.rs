@@ -94,6 +94,10 @@ impl SnapshotSource for Renewable {
     async fn read_blocks(&self, tree: &NodeTree, extents: &[Extent]) -> Result<Vec<Bytes>, RepoError> {
         self.current().read_blocks(tree, extents).await
     }
+
+    fn is_block(&self, tree: &NodeTree, extent: &Extent, plain: &[u8]) -> bool {
+        self.current().is_block(tree, extent, plain)
+    }
 }
 
 /// What one daemon renews at each SIGHUP.

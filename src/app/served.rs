@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
 use super::clone::CLONE;
+use super::linked::shown;
 use super::mount::MountOptions;
 use super::mountpoint::{PATIENCE, within};
 use super::output::size;
@@ -69,6 +70,11 @@ impl Served {
         self.fact(CACHE).map(Path::new)
     }
 
+    /// The directory whose links lead to it, and how they are.
+    fn links(&self) -> Option<(&str, &str)> {
+        shown(|name| self.fact(name))
+    }
+
     /// One line for people.
     pub fn line(&self) -> String {
         let place = self.mountpoint.display();
@@ -76,6 +82,9 @@ impl Served {
             return format!("{place}  does not answer");
         }
         let (store, passthrough) = (self.fact(STORE).unwrap_or("unknown"), self.fact(PASSTHROUGH).unwrap_or("unknown"));
+        if let (Some(source), Some((directory, state))) = (self.fact(CLONE), self.links()) {
+            return format!("{place}  links of {directory} to {source}: {state}; store {store}");
+        }
         if let Some(source) = self.fact(CLONE) {
             return format!("{place}  clone of {source}; store {store}; passthrough {passthrough}");
         }
@@ -94,6 +103,8 @@ impl Served {
             "mountpoint": self.mountpoint,
             "answers": self.answers(),
             "clone": self.fact(CLONE),
+            "links_of": self.links().map(|(directory, _)| directory),
+            "links": self.links().map(|(_, state)| state),
             "repository": self.repository(),
             "store": self.fact(STORE),
             "cache_directory": self.cache_directory(),

@@ -1,8 +1,9 @@
-//! The ground floor: time, retry, buffers, locks, the host's accounts, and sharing of work that is already under way.
+//! The ground floor: time, pace, retry, buffers, locks, the host's accounts, and sharing of work that is already under way.
 
 pub mod accounts;
 pub mod buffers;
 pub mod clock;
+pub mod pace;
 pub mod retry;
 pub mod single_flight;
 pub mod sync;
@@ -13,5 +14,6 @@ mod single_flight_tests;
 
 pub use accounts::Accounts;
 pub use clock::{Clock, ManualClock, SystemClock};
+pub use pace::Pace;
 pub use retry::RetryPolicy;
 pub use single_flight::SingleFlight;

@@ -28,6 +28,8 @@ const THREADS_MAX: usize = 4;
 pub struct SessionOptions {
     /// Others than the mounting user may look, as far as owners and modes allow it.
     pub allow_other: bool,
+    /// Nobody may write to a clone.
+    pub is_read_only: bool,
     /// Threads that take requests; absent: one per core, at most four.
     pub threads: Option<usize>,
     /// What the kernel's table shows as the source; absent: `tintype`.
@@ -60,7 +62,8 @@ impl Session {
     pub fn mount_clone(fs: Arc<CloneFs>, mountpoint: &Path, options: &SessionOptions) -> io::Result<Self> {
         let passthrough = options.passthrough.clone().map_or_else(Passthrough::unwanted, Passthrough::new);
         let adapter = |ended| CloneAdapter::new(fs, passthrough, ended);
-        let session = Self::begin(adapter, &[MountOption::RW, MountOption::DefaultPermissions], mountpoint, options)?;
+        let access = if options.is_read_only { MountOption::RO } else { MountOption::RW };
+        let session = Self::begin(adapter, &[access, MountOption::DefaultPermissions], mountpoint, options)?;
         session.raise_read_ahead();
         Ok(session)
     }

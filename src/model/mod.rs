@@ -7,6 +7,7 @@ pub mod extent;
 pub mod ids;
 pub mod manifest;
 pub mod names;
+mod restore_checks;
 pub mod restore_facts;
 mod restore_fit;
 pub mod restore_pairs;

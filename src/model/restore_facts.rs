@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::manifest::{ClusterManifest, KeyCounts, NodeDescription, NodeStatus, NodeTotals};
 use super::names::NodeName;
+use super::restore_plan::Method;
 use super::time::Timestamp;
 
 /// Where a store with this layout looks for its data, below its data directory.
@@ -63,6 +64,9 @@ pub struct SourceFacts {
     pub totals: NodeTotals,
     /// Names in its own directory; empty where they were not read.
     pub names: Vec<String>,
+    /// Files that a restore by links copies all the same, and their bytes; `None` where that was not asked.
+    #[serde(default)]
+    pub copied: Option<(u64, u64)>,
 }
 
 impl SourceFacts {
@@ -75,6 +79,7 @@ impl SourceFacts {
             keys: record.keys,
             totals: record.totals,
             names: Vec::new(),
+            copied: None,
         };
         snapshot.nodes.iter().map(facts).collect()
     }
@@ -95,6 +100,39 @@ pub struct TargetFacts {
     pub has_stop: bool,
     /// There is a command that starts it.
     pub has_start: bool,
+    /// What keeps it from starting while what its links lead to is away.
+    #[serde(default)]
+    pub guard: Guard,
+}
+
+/// What keeps a store from starting on links that lead nowhere.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Guard {
+    /// Nothing does.
+    #[default]
+    None,
+    /// Its start command runs `tintype guard`.
+    Command,
+    /// It is a unit of systemd, which gets a drop-in.
+    Unit(String),
+}
+
+impl Guard {
+    /// What a start command allows.
+    pub fn of_start(command: &[String]) -> Self {
+        let is = |word: &String, name: &str| word.rsplit('/').next() == Some(name);
+        if command.windows(2).any(|pair| is(&pair[0], "tintype") && pair[1..].iter().any(|word| word == "guard")) {
+            return Self::Command;
+        }
+        let words: Vec<_> = command.iter().skip_while(|word| !is(word, "systemctl")).skip(1).collect();
+        let mut named = words.iter().skip_while(|word| !matches!(word.as_str(), "start" | "restart")).skip(1);
+        match named.find(|word| !word.starts_with('-')) {
+            Some(unit) if unit.contains('.') => Self::Unit(unit.to_string()),
+            Some(unit) => Self::Unit(format!("{unit}.service")),
+            None => Self::None,
+        }
+    }
 }
 
 /// A data directory on this host.
@@ -112,8 +150,10 @@ pub struct DirectoryFacts {
     pub fault: Option<String>,
     /// Whose it is.
     pub owner: (u32, u32),
-    /// Bytes that may still be written on its file system.
+    /// Bytes that may still be written on its file system, what an interrupted restore has left counted as free.
     pub free_bytes: u64,
+    /// Bytes that an interrupted restore has left beside it.
+    pub begun_bytes: u64,
     /// Bytes of the files in it.
     pub used_bytes: u64,
     /// When the youngest of its data files changed; `None` without any.
@@ -179,6 +219,8 @@ pub struct RestoreRequest {
     pub target_cluster: String,
     /// Only these stored nodes; empty: all of them.
     pub nodes: Vec<NodeName>,
+    /// How the files come to the targets.
+    pub method: Method,
     /// Stored node to target node, where the names do not tell.
     pub map: Vec<(NodeName, NodeName)>,
     /// What runs need not be saved into the directory that is set aside.

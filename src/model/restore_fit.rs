@@ -43,6 +43,10 @@ pub(super) fn fit(
         (None, Some(_) | None) => rename(&from.append_file, &to.append_file),
         (Some(_), None) => {}
     }
+    let reads_stored = to.has_append_only && has_append && from.append_directory.is_some();
+    if let Some(directory) = to.append_directory.as_ref().filter(|_| reads_stored) {
+        fit.append_manifest = Some(format!("{directory}/{}.manifest", to.append_file));
+    }
     if to.has_append_only && !has_append && has_dump {
         fit.append_only = Some(MadeAppendOnly {
             dump_file: to.dump_file.clone(),

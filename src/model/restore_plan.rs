@@ -12,8 +12,8 @@ use uuid::Uuid;
 use super::ids::SnapshotId;
 use super::manifest::{ClusterManifest, KeyCounts};
 use super::names::{ClusterName, NodeName};
-use super::restore_facts::version_parts;
-pub use super::restore_facts::{DirectoryFacts, RestoreRequest, ServerFacts, SourceFacts, StoreLayout, TargetFacts};
+use super::restore_checks::{check_age, check_links, check_server};
+pub use super::restore_facts::{DirectoryFacts, Guard, RestoreRequest, ServerFacts, SourceFacts, StoreLayout, TargetFacts};
 use super::restore_fit::fit;
 use super::restore_pairs::pairs;
 use super::restore_text::human_bytes;
@@ -58,14 +58,26 @@ pub struct NodePlan {
     pub target: String,
     /// The directory that is replaced.
     pub directory: PathBuf,
+    /// How its files come there.
+    #[serde(default)]
+    pub method: Method,
     /// How the directories change places.
     pub swap: SwapKind,
     /// Files that are placed.
     pub files: u64,
     /// Their bytes, and those of what is made or carried over beside them.
     pub bytes: u64,
+    /// Files that become links.
+    #[serde(default)]
+    pub linked_files: u64,
+    /// Their bytes.
+    #[serde(default)]
+    pub linked_bytes: u64,
     /// Bytes free on the target's file system.
     pub free_bytes: u64,
+    /// Bytes that an interrupted restore has left, from which the same restore goes on.
+    #[serde(default)]
+    pub begun_bytes: u64,
     /// Bytes of what is set aside; 0 where there is nothing.
     pub replaced_bytes: u64,
     /// Who owns what is placed; `None`: whoever places it, or as captured when that is root.
@@ -76,6 +88,9 @@ pub struct NodePlan {
     pub carried: Vec<String>,
     /// How the target is stopped.
     pub stop: StopKind,
+    /// What keeps it from starting while what its links lead to is away.
+    #[serde(default)]
+    pub guard: Guard,
     /// It is started and checked afterwards.
     pub start: bool,
     /// Save what runs into the directory that is set aside.
@@ -84,6 +99,17 @@ pub struct NodePlan {
     pub before: Option<ServerFacts>,
     /// Keys to be found again.
     pub keys: Option<KeyCounts>,
+}
+
+/// How a node's files come to the target.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// Every byte is there before the store starts.
+    #[default]
+    Copy,
+    /// Files that never change are links to where the node is served; the rest is copied.
+    Link,
 }
 
 /// How the directories change places.
@@ -115,6 +141,9 @@ pub struct Fit {
     pub renames: Vec<(String, String)>,
     /// Append-only files made over the dump, which a server with `appendonly yes` would pass over.
     pub append_only: Option<MadeAppendOnly>,
+    /// The manifest of the append-only files at the target, where it reads those that were captured.
+    #[serde(default)]
+    pub append_manifest: Option<String>,
 }
 
 /// Append-only files that are made over a dump.
@@ -163,27 +192,13 @@ pub enum RefusalCode {
     Loading,
     NothingToLoad,
     NameTaken,
+    StartsEmpty,
+    NoGuard,
 }
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {} ({})", self.node, self.reason, self.next)
-    }
-}
-
-/// Newest RDB version that a server reads; `None` for versions we know nothing of.
-fn rdb_version(store: &str, version: &str) -> Option<u32> {
-    let (major, minor) = version_parts(version)?;
-    match (store, major, minor) {
-        ("redis", 5 | 6, _) => Some(9),
-        ("redis", 7, 0 | 1) => Some(10),
-        ("redis" | "valkey", 7, 2 | 3) => Some(11),
-        ("redis", 7, _) => Some(12),
-        ("redis", 8, 0 | 1) => Some(12),
-        ("redis", 8.., _) => Some(13),
-        ("valkey", 8, _) => Some(11),
-        ("valkey", 9.., _) => Some(80),
-        _ => None,
     }
 }
 
@@ -279,10 +294,15 @@ fn plan_node(
     }
     check_age(snapshot, target, directory, request, refusals);
     let fit = if is_files { Fit::default() } else { fit(source, target, directory, refusals, warnings) };
-    let made_bytes = if fit.append_only.is_some() { source.totals.total_bytes } else { 0 };
+    if request.method == Method::Link {
+        check_links(source, target, is_files, &fit, request, refusals, warnings);
+    }
+    // The base of links is the dump's own link.
+    let made_bytes = if fit.append_only.is_some() && request.method == Method::Copy { source.totals.total_bytes } else { 0 };
+    let (files, placed_bytes) = source.copied.unwrap_or((source.totals.files, source.totals.total_bytes));
     let carried = if is_files { Vec::new() } else { directory.carried.clone() };
     let carried_bytes = if is_files { 0 } else { directory.carried_bytes };
-    let bytes = source.totals.total_bytes + made_bytes + carried_bytes;
+    let bytes = placed_bytes + made_bytes + carried_bytes;
     let stop = match &target.server {
         None => StopKind::NotRunning,
         Some(_) if target.has_stop => StopKind::Command,
@@ -293,156 +313,25 @@ fn plan_node(
         source: source.node.clone(),
         target: name.clone(),
         directory: directory.resolved.clone(),
+        method: request.method,
         swap: if directory.is_mountpoint { SwapKind::Entries } else { SwapKind::Rename },
-        files: source.totals.files,
+        files,
         bytes,
+        linked_files: source.totals.files.saturating_sub(files),
+        linked_bytes: source.totals.total_bytes.saturating_sub(placed_bytes),
         free_bytes: directory.free_bytes,
+        begun_bytes: directory.begun_bytes,
         replaced_bytes: directory.used_bytes,
         owner: directory.exists.then_some(directory.owner),
         fit,
         carried,
         stop,
+        guard: target.guard.clone(),
         start: target.has_start && !is_files,
         save_first: !request.discard_current,
         before: target.server.clone(),
         keys: source.keys,
     })
-}
-
-fn check_server(
-    source: &SourceFacts,
-    target: &TargetFacts,
-    server: &ServerFacts,
-    directory: &DirectoryFacts,
-    request: &RestoreRequest,
-    refusals: &mut Refusals,
-    warnings: &mut Vec<String>,
-) {
-    let name = &target.node;
-    let table = format!("[clusters.{}.nodes.{name}]", request.target_cluster);
-    if server.is_loading {
-        refusals.add(RefusalCode::Loading, name, "it is still loading its data", "wait until it has loaded, then try again");
-        return;
-    }
-    match (&server.directory, directory.exists) {
-        (Some(own), _) if own != &directory.resolved => {
-            let reason = format!("the server at its address works in {}, not in {}", own.display(), directory.resolved.display());
-            refusals.add(RefusalCode::OtherDirectory, name, reason, format!("correct data_directory or address in {table}"));
-        }
-        (None, _) => warnings.push(format!(
-            "{name}: the server does not tell its directory (CONFIG GET dir); it is taken to be the configured one"
-        )),
-        _ => {}
-    }
-    if server.role != "master" {
-        let next = "restore into its master; it synchronises by itself afterwards";
-        refusals.add(RefusalCode::Replica, name, "it is a replica: its master would overwrite what is restored", next);
-    }
-    if !target.has_start {
-        let has = if target.has_stop { "a start command" } else { "a stop and a start command" };
-        let next = format!(
-            "set {} in {table}, or stop it yourself and start it after the restore",
-            if target.has_stop { "start" } else { "stop and start" }
-        );
-        let code = if target.has_stop { RefusalCode::CannotStart } else { RefusalCode::CannotStop };
-        refusals.add(code, name, format!("it runs, and {has} is not known"), next);
-    } else if !target.has_stop {
-        warnings
-            .push(format!("{name}: no stop command is known: it is shut down over its protocol, which a supervisor may undo"));
-    }
-    check_version(source, name, server, refusals, warnings);
-    check_slots(source, name, server, request, refusals, warnings);
-    if server.replicas > 0 {
-        if server.in_cluster {
-            let reason = format!(
-                "{} replicas follow it: stopped for longer than cluster-node-timeout it is failed over, and wiped when it comes back",
-                server.replicas
-            );
-            let next =
-                "stop its replicas first, or set cluster-replica-no-failover yes on them and name them no longer, then try again";
-            refusals.add(RefusalCode::HasReplicas, name, reason, next);
-        } else {
-            warnings.push(format!(
-                "{name}: its {} replicas copy everything from it again afterwards; Sentinel must not fail it over meanwhile",
-                server.replicas
-            ));
-        }
-    }
-    if request.discard_current && server.keys > 0 {
-        warnings.push(format!(
-            "{name}: its {} keys are not saved before it stops (--discard-current): a rollback brings back its last save",
-            server.keys
-        ));
-    }
-}
-
-fn check_version(source: &SourceFacts, name: &str, server: &ServerFacts, refusals: &mut Refusals, warnings: &mut Vec<String>) {
-    let from = &source.description;
-    let shown = format!("{} {}", from.store, from.version);
-    match (rdb_version(&from.store, &from.version), rdb_version(&server.store, &server.version)) {
-        (Some(dump), Some(reads)) if dump > reads || (from.store != server.store && dump > 11) => {
-            let next = format!("restore into {shown} or newer");
-            refusals.add(
-                RefusalCode::DumpTooNew,
-                name,
-                format!("it is {} {}, and cannot load what {shown} wrote", server.store, server.version),
-                next,
-            );
-        }
-        (Some(_), Some(_)) => {}
-        _ => warnings.push(format!("{name}: whether {} {} loads what {shown} wrote is not known", server.store, server.version)),
-    }
-}
-
-fn show_slots(slots: &[(u16, u16)]) -> String {
-    if slots.is_empty() {
-        return "none".to_owned();
-    }
-    slots.iter().map(|(first, last)| format!("{first}-{last}")).collect::<Vec<_>>().join(",")
-}
-
-fn check_slots(
-    source: &SourceFacts,
-    name: &str,
-    server: &ServerFacts,
-    request: &RestoreRequest,
-    refusals: &mut Refusals,
-    warnings: &mut Vec<String>,
-) {
-    let stored = &source.description.slots;
-    if server.in_cluster && stored != &server.slots {
-        let reason = format!(
-            "{} was stored with slots {}, and the target has {}: its keys could not be reached",
-            source.node,
-            show_slots(stored),
-            show_slots(&server.slots)
-        );
-        let next =
-            format!("map it to the node of {} with those slots: --map {}=TARGET_NODE", request.target_cluster, source.node);
-        refusals.add(RefusalCode::SlotsDiffer, name, reason, next);
-    } else if !server.in_cluster && !stored.is_empty() && *stored != [(0, 16383)] {
-        warnings.push(format!("{name}: it gets the slots {} of a cluster only", show_slots(stored)));
-    }
-}
-
-fn check_age(
-    snapshot: &ClusterManifest,
-    target: &TargetFacts,
-    directory: &DirectoryFacts,
-    request: &RestoreRequest,
-    refusals: &mut Refusals,
-) {
-    let newer_file = directory.newest.filter(|newest| newest.0 > snapshot.cut_at.0);
-    let is_newer = match &target.server {
-        Some(server) if server.keys == 0 => false,
-        Some(server) => server.changes > 0 || server.saved_at > snapshot.cut_at.seconds() || newer_file.is_some(),
-        None => newer_file.is_some(),
-    };
-    if is_newer && request.confirm.as_deref() != Some(request.target_cluster.as_str()) {
-        let reason = format!("it holds newer data than the snapshot of {}", snapshot.cut_at);
-        let next = format!("repeat with --confirm {} if that data is to be replaced", request.target_cluster);
-        refusals.add(RefusalCode::NewerData, &target.node, reason, next);
-    }
 }
 
 /// Targets on one file system need their space together.

@@ -74,6 +74,7 @@ fn target(node: &str) -> TargetFacts {
         server_fault: None,
         has_stop: true,
         has_start: true,
+        guard: Guard::None,
     }
 }
 
@@ -174,4 +175,38 @@ fn an_append_only_target_gets_files_that_it_reads() {
         (made.dump_file.as_str(), made.directory.as_deref(), made.file.as_str()),
         ("dump.rdb", Some("appendonlydir"), "appendonly.aof")
     );
+}
+
+#[test]
+fn a_start_command_tells_what_guards_it() {
+    let guard = |words: &[&str]| Guard::of_start(&words.iter().map(|word| word.to_string()).collect::<Vec<_>>());
+    assert_eq!(guard(&[]), Guard::None);
+    assert_eq!(guard(&["/etc/init.d/redis", "start"]), Guard::None);
+    assert_eq!(guard(&["systemctl", "start", "redis"]), Guard::Unit("redis.service".to_owned()));
+    assert_eq!(
+        guard(&["sudo", "/bin/systemctl", "--quiet", "restart", "--no-block", "redis@1.service"]),
+        Guard::Unit("redis@1.service".to_owned())
+    );
+    assert_eq!(guard(&["systemctl", "start"]), Guard::None);
+    assert_eq!(guard(&["/usr/local/bin/tintype", "guard", "/data", "--", "redis-server"]), Guard::Command);
+}
+
+#[test]
+fn links_need_a_guard_and_a_store_that_does_not_start_empty() {
+    let snapshot = snapshot(&[("a", NodeStatus::Completed, vec![])]);
+    let request = RestoreRequest { method: Method::Link, ..request() };
+    let codes_of = |has_append_only: bool, version: &str, guard: Guard| {
+        let mut target = target("a");
+        target.guard = guard;
+        let server = target.server.as_mut().expect("is set");
+        server.version = version.to_owned();
+        server.settings.insert("appendonly".to_owned(), if has_append_only { "yes" } else { "no" }.to_owned());
+        codes(&plan_of(&snapshot, &[target], &request))
+    };
+    assert_eq!(codes_of(true, "7.0.15", Guard::Command), []);
+    assert_eq!(codes_of(true, "7.0.15", Guard::Unit("redis.service".to_owned())), []);
+    assert_eq!(codes_of(true, "7.0.15", Guard::None), [RefusalCode::NoGuard]);
+    // It reads its dump alone, or one file that it also writes.
+    assert_eq!(codes_of(false, "7.0.15", Guard::Command), [RefusalCode::StartsEmpty]);
+    assert_eq!(codes_of(true, "6.2.14", Guard::Command), [RefusalCode::StartsEmpty]);
 }

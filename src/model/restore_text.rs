@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::restore_plan::{RestorePlan, StopKind, SwapKind};
+use super::restore_plan::{Guard, Method, RestorePlan, StopKind, SwapKind};
 
 /// Bytes for people, in binary units.
 pub fn human_bytes(bytes: u64) -> String {
@@ -31,6 +31,24 @@ impl fmt::Display for RestorePlan {
                 node.files,
                 human_bytes(node.free_bytes)
             )?;
+            if node.method == Method::Link {
+                writeln!(
+                    f,
+                    "    link     {} in {} files, fetched as they are read",
+                    human_bytes(node.linked_bytes),
+                    node.linked_files
+                )?;
+                if let Guard::Unit(unit) = &node.guard {
+                    writeln!(f, "    guard    {unit} gets a drop-in that keeps it from starting while they lead nowhere")?;
+                }
+            }
+            if node.begun_bytes > 0 {
+                writeln!(
+                    f,
+                    "    resume   {} are left of an interrupted restore: what fits is kept",
+                    human_bytes(node.begun_bytes)
+                )?;
+            }
             match &node.before {
                 Some(server) => writeln!(
                     f,

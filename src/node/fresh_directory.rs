@@ -2,9 +2,13 @@
 //!
 //! **Invariants.** Every path is opened below the directory's own handle, without following a link and without leaving
 //! it, whatever the path says; nothing that exists is opened or replaced; until it is finished nobody else may enter.
+//! One that an interrupted restore has left may be adopted: it is ours alone again before anything in it is opened, what
+//! is no file of its own name alone is made anew, and whoever adopts it checks every byte that it keeps.
 
+use std::collections::HashSet;
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags};
@@ -37,6 +41,7 @@ pub struct FreshDirectory {
     root: OwnedFd,
     owner: Owner,
     label: Option<Vec<u8>>,
+    is_adopted: bool,
 }
 
 impl FreshDirectory {
@@ -51,7 +56,19 @@ impl FreshDirectory {
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
         let root = rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(RestoreError::file("open", path))?;
         let label = like.and_then(label_of);
-        Ok(Self { path: path.to_owned(), root, owner, label })
+        Ok(Self { path: path.to_owned(), root, owner, label, is_adopted: false })
+    }
+
+    /// Takes over what an interrupted restore has left.
+    pub fn adopt(path: &Path, owner: Owner, like: Option<&Path>) -> Result<Self, RestoreError> {
+        let fresh = Self::open(path, owner, like)?;
+        make_private(&fresh.root, Mode::RWXU).map_err(RestoreError::file("take over", path))?;
+        Ok(Self { is_adopted: true, ..fresh })
+    }
+
+    /// A directory in use, for [`Self::make_file`] of names that an interrupted run may have left behind.
+    pub fn in_use(path: &Path, owner: Owner) -> Result<Self, RestoreError> {
+        Ok(Self { is_adopted: true, ..Self::open(path, owner, Some(path))? })
     }
 
     /// Where it is.
@@ -86,7 +103,13 @@ impl FreshDirectory {
     pub fn make_directory(&self, path: &TreePath) -> Result<(), RestoreError> {
         let parent = self.directory_of(path)?;
         let name = std::ffi::OsStr::from_encoded(path.file_name());
-        rustix::fs::mkdirat(&parent, name, Mode::RWXU).map_err(RestoreError::file("make", &self.shown(path)))
+        match rustix::fs::mkdirat(&parent, name, Mode::RWXU) {
+            Err(Errno::EXIST) if self.is_adopted => self
+                .beneath(path, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty())
+                .and_then(|directory| make_private(&directory, Mode::RWXU)),
+            made => made,
+        }
+        .map_err(RestoreError::file("make", &self.shown(path)))
     }
 
     /// Makes a symbolic link that says what was captured. It is never followed by us.
@@ -94,6 +117,10 @@ impl FreshDirectory {
         let parent = self.directory_of(path)?;
         let name = std::ffi::OsStr::from_encoded(path.file_name());
         let shown = self.shown(path);
+        if self.is_adopted {
+            // Whatever is there: a link costs nothing.
+            let _absent = rustix::fs::unlinkat(&parent, name, AtFlags::empty());
+        }
         rustix::fs::symlinkat(std::ffi::OsStr::from_encoded(target), &parent, name)
             .map_err(RestoreError::file("link", &shown))?;
         if let Some((uid, gid)) = self.owner_for(owner) {
@@ -104,10 +131,78 @@ impl FreshDirectory {
             .map_err(RestoreError::file("date", &shown))
     }
 
+    /// Where a link leads that was made here; `None` for everything else.
+    pub fn link_target(&self, path: &TreePath) -> Option<Vec<u8>> {
+        let parent = self.directory_of(path).ok()?;
+        let name = std::ffi::OsStr::from_encoded(path.file_name());
+        rustix::fs::readlinkat(&parent, name, Vec::new()).ok().map(std::ffi::CString::into_bytes)
+    }
+
     /// Makes a file, readable by us alone until [`Self::finish_file`].
     pub fn make_file(&self, path: &TreePath) -> Result<File, RestoreError> {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR;
         self.beneath(path, flags, Mode::RUSR | Mode::WUSR).map(File::from).map_err(RestoreError::file("make", &self.shown(path)))
+    }
+
+    /// The same, or a file that an interrupted restore has left there, which may hold anything; whether it is one.
+    pub fn take_file(&self, path: &TreePath) -> Result<(File, bool), RestoreError> {
+        if !self.is_adopted {
+            return Ok((self.make_file(path)?, false));
+        }
+        let private = Mode::RUSR | Mode::WUSR;
+        match self.beneath(path, OFlags::RDWR | OFlags::NONBLOCK, Mode::empty()).map(File::from) {
+            // Under a second name it could be anybody's file.
+            Ok(file) if file.metadata().is_ok_and(|meta| meta.is_file() && meta.nlink() == 1) => {
+                make_private(&file, private).map_err(RestoreError::file("take over", &self.shown(path)))?;
+                Ok((file, true))
+            }
+            Err(Errno::NOENT) => Ok((self.make_file(path)?, false)),
+            _ => {
+                self.remove(path)?;
+                Ok((self.make_file(path)?, false))
+            }
+        }
+    }
+
+    /// Removes what is there under this name, if it is no directory.
+    pub fn remove(&self, path: &TreePath) -> Result<(), RestoreError> {
+        let parent = self.directory_of(path)?;
+        rustix::fs::unlinkat(&parent, std::ffi::OsStr::from_encoded(path.file_name()), AtFlags::empty())
+            .map_err(RestoreError::file("remove", &self.shown(path)))
+    }
+
+    /// Removes what an interrupted restore has left in a directory under other names than these.
+    pub fn keep_only(&self, directory: &TreePath, names: &HashSet<Vec<u8>>) -> Result<(), RestoreError> {
+        if !self.is_adopted {
+            return Ok(());
+        }
+        let shown = self.shown(directory);
+        let opened = self
+            .beneath(directory, OFlags::DIRECTORY | OFlags::RDONLY, Mode::empty())
+            .map_err(RestoreError::file("open", &shown))?;
+        let entries = rustix::fs::Dir::read_from(&opened).map_err(RestoreError::file("list", &shown))?;
+        for entry in entries {
+            let entry = entry.map_err(RestoreError::file("list", &shown))?;
+            let name = entry.file_name().to_bytes();
+            if matches!(name, b"." | b"..") || names.contains(name) {
+                continue;
+            }
+            let name = std::ffi::OsStr::from_encoded(name);
+            match rustix::fs::unlinkat(&opened, name, AtFlags::empty()) {
+                // By way of the opened directory, and without following links on the way down.
+                Err(Errno::ISDIR) => {
+                    std::fs::remove_dir_all(Path::new(&format!("/proc/self/fd/{}", opened.as_raw_fd())).join(name))
+                        .map_err(RestoreError::file("remove", &shown))?
+                }
+                removed => removed.map_err(RestoreError::file("remove", &shown))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The directory of a path, opened without following links: for renames within it.
+    pub(super) fn parent_of(&self, path: &TreePath) -> Result<OwnedFd, RestoreError> {
+        self.directory_of(path)
     }
 
     /// Opens a file that was made here before.
@@ -162,6 +257,21 @@ impl FreshDirectory {
             Owner::AsCaptured => Some(captured),
         }
     }
+}
+
+/// Ours alone, whoever it was given to.
+fn make_private(file: impl AsFd, mode: Mode) -> Result<(), Errno> {
+    if rustix::process::geteuid().is_root() {
+        rustix::fs::fchown(&file, Some(Uid::ROOT), Some(Gid::ROOT))?;
+    }
+    rustix::fs::fchmod(&file, mode)
+}
+
+/// A file of a directory that others may change meanwhile: below it, without following a link, and only a regular one.
+pub(super) fn open_regular(directory: &OwnedFd, path: &TreePath) -> Option<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::openat2(directory, path.as_os_str(), flags, Mode::empty(), BENEATH).ok()?);
+    file.metadata().is_ok_and(|meta| meta.is_file()).then_some(file)
 }
 
 trait FromEncoded {

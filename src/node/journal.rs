@@ -16,8 +16,9 @@ use uuid::Uuid;
 
 use super::fresh_directory::sync_directory;
 use super::restore_error::RestoreError;
+use crate::model::ids::SnapshotId;
 use crate::model::names::{NodeName, json_bytes};
-use crate::model::restore_plan::{NodePlan, SwapKind};
+use crate::model::restore_plan::{Fit, Method, NodePlan, SwapKind};
 
 /// Largest record that is read: names of a directory's entries, a hundred bytes each.
 const RECORD_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -64,6 +65,15 @@ pub struct RestoreRecord {
     pub source: String,
     /// The data directory, links resolved.
     pub directory: PathBuf,
+    /// The snapshot, and how its files were to fit: only the same restore may go on from what an interrupted one has left.
+    #[serde(default)]
+    pub snapshot: Option<SnapshotId>,
+    /// See `snapshot`.
+    #[serde(default)]
+    pub fit: Fit,
+    /// How the files come to the target.
+    #[serde(default)]
+    pub method: Method,
     /// How the directories change places.
     pub swap: SwapKind,
     /// How far it is.
@@ -88,7 +98,7 @@ pub struct RestoreRecord {
 
 impl RestoreRecord {
     /// Names the directories of a planned node.
-    pub fn new(plan: &NodePlan, cluster: &str, source: String, now_us: i64) -> Result<Self, RestoreError> {
+    pub fn new(plan: &NodePlan, cluster: &str, source: String, snapshot: SnapshotId, now_us: i64) -> Result<Self, RestoreError> {
         let shown = plan.directory.display().to_string();
         let (fresh, before) = match plan.swap {
             SwapKind::Entries => {
@@ -107,6 +117,9 @@ impl RestoreRecord {
             cluster: cluster.to_owned(),
             node: plan.target.clone(),
             source,
+            snapshot: Some(snapshot),
+            fit: plan.fit.clone(),
+            method: plan.method,
             directory: plan.directory.clone(),
             swap: plan.swap,
             step: Step::Staging,
@@ -118,6 +131,17 @@ impl RestoreRecord {
             entering: Vec::new(),
             begun_at: now_us,
         })
+    }
+
+    /// It was interrupted while its files were being placed, or before they were put in place.
+    pub fn is_begun(&self) -> bool {
+        matches!(self.step, Step::Staging | Step::Staged)
+    }
+
+    /// The same restore as `other`, so that one goes on from what the other has left.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let what = |record: &Self| (record.snapshot, record.source.clone(), record.fit.clone(), record.method, record.swap);
+        self.directory == other.directory && self.snapshot.is_some() && what(self) == what(other)
     }
 
     /// The restored data is in place, and the data from before is kept.

@@ -1,11 +1,15 @@
-//! One node's work: capture, upload, local restore.
+//! One node's work: capture, upload, local restore by copy and by links, hydration.
 
 mod capture;
 mod fresh_directory;
+mod hydrate;
 mod journal;
+mod mount_host;
+mod place_file;
 mod restore;
 mod restore_copy;
 mod restore_error;
+mod restore_link;
 mod servers;
 mod site;
 mod swap;
@@ -14,9 +18,14 @@ mod swap_tests;
 
 pub use capture::{NodeCapture, StoredNode, UploadError};
 pub use fresh_directory::{FreshDirectory, Owner};
+pub use hydrate::{Holder, Link, clear_leavings, holders, hydrate, links_into};
 pub use journal::{RestoreRecord, StateDirectory, Step, TargetLock};
-pub use restore::{CheckReceipt, LocalRestore, place_only};
-pub use restore_copy::{PlaceProgress, PlaceReceipt, place};
+pub use mount_host::MountHost;
+pub use place_file::PlaceProgress;
+pub use restore::{CheckReceipt, LocalRestore};
+pub use restore_copy::{PlaceOptions, PlaceReceipt, place, place_only};
 pub use restore_error::RestoreError;
+pub use restore_link::copied_by_links;
 pub use servers::ServerLimits;
+pub use site::used_bytes;
 pub use swap::{Recovered, RecoveredTo, Steps, recover, settle, swap, swap_back};

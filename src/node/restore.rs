@@ -3,23 +3,25 @@
 //! **Invariants.** Until the swap the old directory is not touched; after it either the old or the restored one is in
 //! place whole. A step writes its record before it begins. Nothing is deleted but what a restore made or set aside.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::sync::Mutex;
 
 use super::fresh_directory::{FreshDirectory, Owner};
 use super::journal::{RestoreRecord, StateDirectory, Step, TargetLock, inode};
-use super::restore_copy::{PlaceProgress, PlaceReceipt, place};
+use super::mount_host::MountHost;
+use super::place_file::PlaceProgress;
+use super::restore_copy::{PlaceOptions, PlaceReceipt, place};
 use super::restore_error::RestoreError;
 use super::servers::{Server, ServerLimits, working_inode};
-use super::site::{carry_over, inspect_directory};
+use super::site::{carry_over, inspect_directory, used_bytes};
 use super::swap::{Steps, note, settle, swap, swap_back};
 use crate::driver::NodeSite;
 use crate::driver::control::StoreControl;
 use crate::model::manifest::KeyCounts;
-use crate::model::restore_plan::{DirectoryFacts, Fit, NodePlan, ServerFacts, StoreLayout, TargetFacts};
-use crate::repo::{NodeTree, SnapshotSource};
+use crate::model::restore_plan::{DirectoryFacts, Guard, Method, NodePlan, ServerFacts, StoreLayout, TargetFacts};
+use crate::repo::{NodeTree, RepoError, SnapshotSource};
 
 /// What was compared after the start.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -96,6 +98,7 @@ impl LocalRestore {
             node: self.node.clone(),
             has_stop: !self.site.stop.is_empty(),
             has_start: !self.site.start.is_empty(),
+            guard: Guard::of_start(&self.site.start),
             ..TargetFacts::default()
         };
         if let Some(server) = &self.server {
@@ -118,8 +121,16 @@ impl LocalRestore {
                 .map(ServerFacts::layout)
                 .or(stored)
                 .filter(|_| self.server.is_some());
-            let looked = path.clone();
-            facts.directory = Some(match blocking(move || inspect_directory(&looked, layout.as_ref())).await {
+            let (looked, state) = (path.clone(), self.state.clone());
+            let look = move || {
+                let mut seen = inspect_directory(&looked, layout.as_ref())?;
+                for left in state.records()?.into_iter().filter(|left| left.is_begun() && left.directory == seen.resolved) {
+                    seen.begun_bytes += used_bytes(&left.fresh);
+                }
+                seen.free_bytes = seen.free_bytes.saturating_add(seen.begun_bytes);
+                Ok(seen)
+            };
+            facts.directory = Some(match blocking(look).await {
                 Ok(seen) => seen,
                 // A refusal of the plan, told with all others.
                 Err(error) => {
@@ -130,33 +141,72 @@ impl LocalRestore {
         facts
     }
 
-    /// Places the files beside the data directory. On an error nothing is left of them.
+    /// Places the files beside the data directory, going on from what an interrupted restore of the same has left.
+    ///
+    /// When the store of the snapshot broke, what was placed is left for the next attempt; on any other error nothing is.
     pub async fn stage(
         &self,
         plan: &NodePlan,
         source: Arc<dyn SnapshotSource>,
         tree: NodeTree,
+        host: Option<&dyn MountHost>,
         now_us: i64,
     ) -> Result<PlaceReceipt, RestoreError> {
         let lock = self.state.lock(&plan.directory)?;
-        if let Some(other) = self.state.records()?.into_iter().find(|record| {
-            record.directory == plan.directory && !matches!(record.step, Step::Swapped | Step::Checked | Step::RolledBack)
-        }) {
-            return Err(RestoreError::refused(
-                plan.directory.display().to_string(),
-                format!("the restore {} of it was interrupted and not recovered", other.id),
-            ));
-        }
         let shown = format!("{}/{}/{}", tree.snapshot.cluster, tree.snapshot.date, tree.manifest.node);
-        let mut record = RestoreRecord::new(plan, &self.cluster, shown, now_us)?;
+        let mut record = RestoreRecord::new(plan, &self.cluster, shown, tree.snapshot.uuid, now_us)?;
+        for mut left in self.state.records()?.into_iter().filter(|left| left.directory == plan.directory) {
+            match left.step {
+                Step::Swapped | Step::Checked | Step::RolledBack => {}
+                Step::Staging | Step::Staged if left.is_same(&record) => {
+                    record = RestoreRecord { old: record.old, new: None, begun_at: now_us, ..left };
+                }
+                Step::Staging | Step::Staged => settle(&self.state, &mut left, &self.steps)?,
+                _ => {
+                    return Err(RestoreError::refused(
+                        plan.directory.display().to_string(),
+                        format!("the restore {} of it was interrupted and not recovered", left.id),
+                    ));
+                }
+            }
+        }
         note(&self.state, &mut record, Step::Staging, &self.steps)?;
         let mut working = self.working.lock().await;
         let record = &mut working.insert(Working { record, _lock: lock, was_stopped: false }).record;
-        let placed = self.place(plan, source, tree, record).await;
-        if !matches!(placed, Ok(_) | Err(RestoreError::Interrupted { .. })) {
-            let cleared = settle(&self.state, record, &self.steps);
-            *working = None;
-            cleared?;
+        let placed = self.serve_and_place(plan, source, tree, host, record).await;
+        match &placed {
+            Ok(_) | Err(RestoreError::Interrupted { .. }) => {}
+            Err(RestoreError::Repo(RepoError::Object(_))) => *working = None,
+            Err(_) => {
+                let cleared = settle(&self.state, record, &self.steps);
+                *working = None;
+                cleared?;
+            }
+        }
+        placed
+    }
+
+    /// With links, what they lead to is served before they are made.
+    async fn serve_and_place(
+        &self,
+        plan: &NodePlan,
+        source: Arc<dyn SnapshotSource>,
+        tree: NodeTree,
+        host: Option<&dyn MountHost>,
+        record: &mut RestoreRecord,
+    ) -> Result<PlaceReceipt, RestoreError> {
+        if plan.method == Method::Copy {
+            return self.place(plan, source, tree, None, record).await;
+        }
+        let nobody = || RestoreError::refused(&self.node, "nobody serves what its links would lead to");
+        let host = host.ok_or_else(nobody)?;
+        let served = host.serve(plan, &tree).await?;
+        let placed = match self.place(plan, source, tree, Some(&served), record).await {
+            Ok(receipt) => host.placed(plan, &served).await.map(|()| receipt),
+            failed => failed,
+        };
+        if placed.is_err() {
+            host.release(&served).await;
         }
         placed
     }
@@ -166,6 +216,7 @@ impl LocalRestore {
         plan: &NodePlan,
         source: Arc<dyn SnapshotSource>,
         tree: NodeTree,
+        links: Option<&Path>,
         record: &mut RestoreRecord,
     ) -> Result<PlaceReceipt, RestoreError> {
         let is_root = rustix::process::geteuid().is_root();
@@ -176,8 +227,12 @@ impl LocalRestore {
         };
         let like = plan.owner.is_some().then_some(plan.directory.as_path());
         let root_mode = like.and_then(|path| path.metadata().ok()).map(|meta| std::os::unix::fs::MetadataExt::mode(&meta));
-        let fresh = Arc::new(FreshDirectory::create(&record.fresh, owner, like)?);
-        let receipt = place(source, tree, fresh, &plan.fit, root_mode, self.progress.clone()).await?;
+        let fresh = Arc::new(match inode(&record.fresh)? {
+            Some(_) => FreshDirectory::adopt(&record.fresh, owner, like)?,
+            None => FreshDirectory::create(&record.fresh, owner, like)?,
+        });
+        let options = PlaceOptions { fit: Some(&plan.fit), root_mode, old: Some(&plan.directory), links };
+        let receipt = place(source, tree, fresh, options, self.progress.clone()).await?;
         if let Some(parent) = record.fresh.parent() {
             super::fresh_directory::sync_directory(parent)?;
         }
@@ -273,8 +328,9 @@ impl LocalRestore {
         Ok(receipt)
     }
 
-    /// Gives up, at any point before [`Self::check`] returned well: the old directory is in place again, what was placed
-    /// is deleted, and the server runs again if it ran before. Fine when nothing was begun.
+    /// Gives up, at any point before [`Self::check`] returned well: the old directory is in place again, and the server runs
+    /// again if it ran before. What was placed is deleted once a store may have seen it; until then it is kept for the next
+    /// attempt. Fine when nothing was begun.
     pub async fn undo(&self, plan: &NodePlan) -> Result<(), RestoreError> {
         let mut working = self.working.lock().await;
         let Some(current) = working.take() else { return Ok(()) };
@@ -295,8 +351,10 @@ impl LocalRestore {
             // Before the restored directory is deleted: nobody may go on in it.
             server.leave_other_directories(&plan.directory).await?;
         }
-        let (state, steps) = (self.state.clone(), self.steps.clone());
-        blocking(move || settle(&state, &mut record, &steps)).await?;
+        if !current.record.is_begun() {
+            let (state, steps) = (self.state.clone(), self.steps.clone());
+            blocking(move || settle(&state, &mut record, &steps)).await?;
+        }
         if let Some(server) = self.server.as_ref().filter(|_| current.was_stopped && plan.start) {
             match server.control.look().await {
                 Ok(Some(_)) => {
@@ -364,7 +422,11 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, RestoreErr
 /// Whether what was loaded can be what was stored.
 fn compare(stored: Option<KeyCounts>, now: &ServerFacts) -> Result<CheckReceipt, String> {
     let loaded = now.loaded_keys.map(|keys| keys + now.loaded_expired.unwrap_or(0));
-    let Some(stored) = stored else { return Ok(CheckReceipt { keys: Some(loaded.unwrap_or(now.keys)), is_compared: false }) };
+    let Some(stored) = stored else {
+        // With append-only files the server counts those of the base alone.
+        let keys = loaded.filter(|_| !now.layout().has_append_only).unwrap_or(now.keys);
+        return Ok(CheckReceipt { keys: Some(keys), is_compared: false });
+    };
     if loaded == Some(stored.total) {
         return Ok(CheckReceipt { keys: loaded, is_compared: true });
     }
@@ -376,55 +438,4 @@ fn compare(stored: Option<KeyCounts>, now: &ServerFacts) -> Result<CheckReceipt,
     }
     let found = if tells { loaded.unwrap_or(now.keys) } else { now.keys };
     Err(format!("it loaded {found} keys, and the snapshot holds {}", stored.total))
-}
-
-/// Places a node's files into a directory that does not exist yet or is empty, and touches no server. On an error
-/// what was made is deleted again.
-pub async fn place_only(
-    directory: PathBuf,
-    source: Arc<dyn SnapshotSource>,
-    tree: NodeTree,
-    progress: Arc<PlaceProgress>,
-) -> Result<PlaceReceipt, RestoreError> {
-    let owner = if rustix::process::geteuid().is_root() { Owner::AsCaptured } else { Owner::Ourselves };
-    let existed = match std::fs::read_dir(&directory) {
-        Ok(mut entries) => match entries.next() {
-            None => true,
-            Some(_) => {
-                return Err(RestoreError::refused(
-                    directory.display().to_string(),
-                    "it is not empty; name a directory that does not exist yet",
-                ));
-            }
-        },
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
-        Err(error) => return Err(RestoreError::file("list", &directory)(error)),
-    };
-    let space_at = if existed {
-        directory.as_path()
-    } else {
-        directory.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(std::path::Path::new("."))
-    };
-    let space = rustix::fs::statvfs(space_at).map_err(RestoreError::file("look at", space_at))?;
-    let (free, needed) = (space.f_bavail.saturating_mul(space.f_frsize), tree.manifest.totals.total_bytes);
-    if free < needed {
-        let reason = format!("{needed} bytes are needed and {free} are free on its file system");
-        return Err(RestoreError::refused(directory.display().to_string(), reason));
-    }
-    let fresh =
-        if existed { FreshDirectory::open(&directory, owner, None)? } else { FreshDirectory::create(&directory, owner, None)? };
-    let placed = place(source, tree, Arc::new(fresh), &Fit::default(), None, progress).await;
-    if placed.is_err() {
-        let removed = if existed { clear(&directory) } else { std::fs::remove_dir_all(&directory) };
-        removed.map_err(RestoreError::file("clear", &directory))?;
-    }
-    placed
-}
-
-fn clear(directory: &std::path::Path) -> std::io::Result<()> {
-    for entry in std::fs::read_dir(directory)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() { std::fs::remove_dir_all(entry.path())? } else { std::fs::remove_file(entry.path())? }
-    }
-    Ok(())
 }

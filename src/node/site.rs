@@ -97,6 +97,17 @@ fn look_inside(facts: &mut DirectoryFacts, layout: Option<&StoreLayout>) -> Resu
     Ok(())
 }
 
+/// Bytes on the disk below a directory; what cannot be read is not counted.
+pub fn used_bytes(directory: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(directory) else { return 0 };
+    let used = entries.flatten().map(|entry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => used_bytes(&entry.path()),
+        Ok(metadata) => metadata.blocks() * 512,
+        Err(_) => 0,
+    });
+    used.sum()
+}
+
 #[derive(Default)]
 struct Measure {
     bytes: u64,

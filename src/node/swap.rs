@@ -138,6 +138,8 @@ pub struct Recovered {
 pub enum RecoveredTo {
     /// The old data, as before the restore; its store may be stopped.
     Old,
+    /// The same; what was placed beside it is left for the next attempt.
+    Begun,
     /// The old data, after a rollback was finished.
     RolledBack,
     /// The restored data, which nobody has checked.
@@ -166,7 +168,8 @@ pub fn recover(state: &StateDirectory, steps: &Steps) -> Result<Vec<Recovered>, 
                 note(state, &mut record, Step::Swapped, steps)?;
                 RecoveredTo::Unchecked
             }
-            Step::Staging | Step::Staged | Step::Swapping => {
+            Step::Staging | Step::Staged => RecoveredTo::Begun,
+            Step::Swapping => {
                 swap_back(state, &mut record, steps)?;
                 settle(state, &mut record, steps)?;
                 RecoveredTo::Old

@@ -9,8 +9,9 @@ use uuid::Uuid;
 use super::journal::{RestoreRecord, StateDirectory, Step, inode};
 use super::restore_error::RestoreError;
 use super::swap::{RecoveredTo, Steps, recover, settle, swap, swap_back};
+use crate::model::ids::SnapshotId;
 use crate::model::names::NodeName;
-use crate::model::restore_plan::{Fit, NodePlan, StopKind, SwapKind};
+use crate::model::restore_plan::{Fit, Guard, Method, NodePlan, StopKind, SwapKind};
 
 struct Scene {
     _root: TempDir,
@@ -76,21 +77,26 @@ fn scene(kind: SwapKind, has_old: bool) -> Scene {
         source: NodeName::new("node-1").expect("legal"),
         target: "node-1".to_owned(),
         directory,
+        method: Method::Copy,
         swap: kind,
         files: 0,
         bytes: 0,
+        linked_files: 0,
+        linked_bytes: 0,
         free_bytes: 0,
+        begun_bytes: 0,
         replaced_bytes: 0,
         owner: None,
         fit: Fit::default(),
         carried: vec![],
         stop: StopKind::NotRunning,
+        guard: Guard::None,
         start: false,
         save_first: true,
         before: None,
         keys: None,
     };
-    let mut record = RestoreRecord::new(&plan, "prod", "prod/now/node-1".to_owned(), 0).expect("names");
+    let mut record = RestoreRecord::new(&plan, "prod", "prod/now/node-1".to_owned(), SnapshotId::new_v4(), 0).expect("names");
     write(&record.fresh, &new());
     record.new = inode(&record.fresh).expect("looks");
     record.step = Step::Staged;
@@ -113,7 +119,7 @@ fn leftovers(scene: &Scene) -> Vec<PathBuf> {
 #[test]
 fn a_swap_stopped_anywhere_leaves_the_old_data_or_the_new_after_recovery() {
     for kind in [SwapKind::Rename, SwapKind::Entries] {
-        let mut went_on = 0;
+        let (mut went_on, mut begun) = (0, 0);
         for count in 0.. {
             let mut scene = scene(kind, true);
             if !is_interrupted(swap(&scene.state, &mut scene.record, &Steps::stop_after(count))) {
@@ -125,7 +131,14 @@ fn a_swap_stopped_anywhere_leaves_the_old_data_or_the_new_after_recovery() {
             let recovered = recover(&scene.state, &Steps::default()).expect("recovers");
             assert_eq!(recovered.len(), 1);
             // A store that was started meanwhile on the restored data keeps it; the old data is kept for a rollback.
-            let (outcome, data) = if found == new() { (RecoveredTo::Unchecked, new()) } else { (RecoveredTo::Old, old()) };
+            let (mut outcome, data) = if found == new() { (RecoveredTo::Unchecked, new()) } else { (RecoveredTo::Old, old()) };
+            if recovered[0].outcome == RecoveredTo::Begun {
+                // It had not begun to swap: what was placed is there for the next attempt, whole.
+                outcome = RecoveredTo::Begun;
+                assert_eq!(read(&scene.record.fresh), new(), "{kind:?} {count}");
+                settle(&scene.state, &mut recovered[0].record.clone(), &Steps::default()).expect("settles");
+                begun += 1;
+            }
             assert_eq!(recovered[0].outcome, outcome, "{kind:?} {count}");
             assert_eq!(read(&scene.record.directory), data, "{kind:?} {count}");
             if outcome == RecoveredTo::Unchecked {
@@ -138,7 +151,7 @@ fn a_swap_stopped_anywhere_leaves_the_old_data_or_the_new_after_recovery() {
             assert_eq!(leftovers(&scene), Vec::<PathBuf>::new(), "{kind:?} {count}");
             assert_eq!(scene.state.records().expect("lists"), []);
         }
-        assert!(went_on > 0, "{kind:?}: some stop came after the exchange");
+        assert!(went_on > 0 && begun == 1, "{kind:?}: some stop came after the exchange, one before the swap: {begun}");
     }
 }
 
@@ -157,7 +170,8 @@ fn a_recovery_stopped_anywhere_is_finished_by_the_next_one() {
                 recover(&scene.state, &Steps::default()).expect("recovers");
                 let data = if is_new { new() } else { old() };
                 assert_eq!(read(&scene.record.directory), data, "{kind:?} {first} {second}");
-                assert_eq!(leftovers(&scene).is_empty(), !is_new, "{kind:?} {first} {second}");
+                let is_begun = scene.state.records().expect("lists").iter().any(RestoreRecord::is_begun);
+                assert_eq!(leftovers(&scene).is_empty(), !is_new && !is_begun, "{kind:?} {first} {second}");
             }
         }
     }

@@ -394,4 +394,7 @@ impl SnapshotSource for FakeSource {
         let found = extents.iter().map(|extent| held.blocks.get(&extent.id).cloned());
         found.collect::<Option<_>>().ok_or_else(|| RepoError::corrupt("pack", "no such block"))
     }
+    fn is_block(&self, _tree: &NodeTree, extent: &Extent, plain: &[u8]) -> bool {
+        BlockId(*blake3::hash(plain).as_bytes()) == extent.id
+    }
 }

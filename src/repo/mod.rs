@@ -127,6 +127,9 @@ pub trait SnapshotSource: Send + Sync + Debug {
     /// Plain, verified bytes of blocks, in the order asked for. Neighbours in one pack (see
     /// [`Extent::is_followed_by`]) are fetched with one ranged read.
     async fn read_blocks(&self, tree: &NodeTree, extents: &[Extent]) -> Result<Vec<Bytes>, RepoError>;
+
+    /// Whether these are the plain bytes of a block: tells what is on a disk already from what has to be fetched.
+    fn is_block(&self, tree: &NodeTree, extent: &Extent, plain: &[u8]) -> bool;
 }
 
 /// What can go wrong with a repository, by what the caller can do about it.

@@ -302,6 +302,10 @@ impl SnapshotSource for Repository {
             futures::future::try_join_all(groups.into_iter().map(|group| twice(|| self.read_group(cluster, group)))).await?;
         Ok(fetched.into_iter().flatten().collect())
     }
+
+    fn is_block(&self, tree: &NodeTree, extent: &Extent, plain: &[u8]) -> bool {
+        plain.len() == extent.plain_bytes as usize && self.sealer(&tree.manifest.cluster).block_id(plain) == extent.id
+    }
 }
 
 impl Repository {

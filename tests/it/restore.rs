@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tintype::agent::restore::RestoreStep;
 use tintype::app::control::restore::{self, Change, PreparedRestore, RestoreTarget};
@@ -294,7 +295,8 @@ async fn a_supervisor_that_restarts_is_noticed_and_nothing_is_swapped() {
     assert_eq!(report.outcome, RestoreOutcome::Undone, "{:?}", report.failures);
     assert!(report.failures[0].reason.contains("supervisor"), "{:?}", report.failures);
     assert_eq!(store.get("which").as_deref(), Some("live"));
-    assert_eq!(store.kept(), Vec::<String>::new());
+    // What was placed is kept for the attempt after the supervisor was told.
+    assert_eq!(store.kept().len(), 1);
     std::fs::remove_file(&flag).expect("removes");
     drop(store);
     supervisor.wait().expect("ends");
@@ -314,7 +316,8 @@ async fn a_target_with_too_little_space_is_refused() {
     assert_eq!(codes(&prepared), [RefusalCode::TooLittleSpace], "{}", prepared.plan);
     let directory = store.root.path().join("small/placed");
     let node = NodeName::new("node-1").expect("legal");
-    let placed = restore::place_files(stored.repository.clone(), &stored.listed, &node, directory.clone(), Arc::default()).await;
+    let placed =
+        restore::place_files(stored.repository.clone(), &stored.listed, &node, directory.clone(), None, Arc::default()).await;
     assert!(placed.is_err());
     assert!(!directory.exists());
     drop(mount);
@@ -380,8 +383,8 @@ async fn a_cluster_node_keeps_its_identity_and_takes_no_other_slots() {
 async fn a_restore_that_dies_at_any_step_leaves_the_old_data_or_the_new() {
     let stored = stored_dump().await;
     for (step, outcome, expected) in [
-        (RestoreStep::Stop, Some(RecoveredTo::Old), "live"),
-        (RestoreStep::Swap, Some(RecoveredTo::Old), "live"),
+        (RestoreStep::Stop, Some(RecoveredTo::Begun), "live"),
+        (RestoreStep::Swap, Some(RecoveredTo::Begun), "live"),
         (RestoreStep::Start, Some(RecoveredTo::Unchecked), "stored"),
         (RestoreStep::Check, Some(RecoveredTo::Unchecked), "stored"),
     ] {
@@ -402,9 +405,85 @@ async fn a_restore_that_dies_at_any_step_leaves_the_old_data_or_the_new() {
             assert!(matches!(changes[0].result, Ok(Some(_))), "{:?}", changes[0]);
             assert_eq!(store.get("which").as_deref(), Some("live"), "{step}");
         } else {
-            assert_eq!(store.kept(), Vec::<String>::new(), "{step}");
+            // What was placed is kept for the next attempt, which fetches nothing again.
+            assert_eq!(store.kept().len(), 1, "{step}");
+            let prepared = prepare(&stored, &store.target(), &request(), &store).await;
+            assert!(prepared.plan.nodes[0].begun_bytes > 0, "{}", prepared.plan);
+            let progress = prepared.progress();
+            let report = prepared.run(&|_| {}, &|| false).await.expect("runs");
+            assert_eq!(report.outcome, RestoreOutcome::Restored, "{:?}", report.failures);
+            let found = progress[0].found_bytes.load(Ordering::Relaxed);
+            assert_eq!(found, report.nodes["node-1"].bytes, "{step}");
+            assert_eq!(store.get("which").as_deref(), Some("stored"), "{step}");
         }
+        restore::settle("prod", &[store.target()], &store.state()).await.expect("settles");
+        assert_eq!(store.kept(), Vec::<String>::new(), "{step}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_takes_what_is_right_from_an_interrupted_one_and_from_what_it_replaces() {
+    let noise: Vec<u8> = blake3::Hasher::new().finalize_xof().take_bytes(6 << 20);
+    let files: [(&str, &[u8]); 3] = [("grown", &noise), ("kept", &noise[..3 << 20]), ("new", &noise[1 << 20..3 << 20])];
+    let description = NodeDescription { store: "files".to_owned(), ..NodeDescription::default() };
+    let stored = store(&files, description, None).await;
+    let store = Store::new("");
+    let mut target = store.target();
+    target.server = None;
+    // Of a file that has grown since there is the beginning; one is the same; one is another.
+    std::fs::write(store.data.join("grown"), &noise[..(4 << 20) + 17]).expect("writes");
+    std::fs::write(store.data.join("kept"), &noise[..3 << 20]).expect("writes");
+    std::fs::write(store.data.join("new"), vec![7; 2 << 20]).expect("writes");
+
+    // It dies when everything is placed. What it left is torn here and there, as by a loss of power, and tampered with.
+    let prepared = prepare(&stored, &target, &request(), &store).await;
+    assert!(prepared.plan.is_allowed(), "{}", prepared.plan);
+    let progress = prepared.progress();
+    let dying =
+        tokio::spawn(async move { prepared.run(&|now| assert!(now != RestoreStep::Stop, "dies on purpose"), &|| false).await });
+    assert!(dying.await.is_err());
+    assert_eq!(progress[0].found_bytes.load(Ordering::Relaxed), 7 << 20, "four blocks of one file and three of another");
+    let begun = store.state().records().expect("lists").remove(0).fresh;
+    let outside = store.root.path().join("outside");
+    std::fs::write(&outside, "mine").expect("writes");
+    let torn = std::fs::File::options().write(true).open(begun.join("grown")).expect("opens");
+    std::os::unix::fs::FileExt::write_all_at(&torn, &[0; 100], (2 << 20) + 5).expect("writes");
+    torn.set_len(5 << 20).expect("cuts");
+    std::fs::remove_file(begun.join("kept")).expect("removes");
+    std::fs::hard_link(&outside, begun.join("kept")).expect("links");
+    std::fs::remove_file(begun.join("new")).expect("removes");
+    std::os::unix::fs::symlink(&outside, begun.join("new")).expect("links");
+    std::fs::create_dir_all(begun.join("stranger/below")).expect("makes");
+    for name in ["grown", "kept", "new"] {
+        std::fs::write(store.data.join(name), "").expect("writes");
+    }
+
+    let prepared = prepare(&stored, &target, &request(), &store).await;
+    let progress = prepared.progress();
+    let report = prepared.run(&|_| {}, &|| false).await.expect("runs");
+    assert_eq!(report.outcome, RestoreOutcome::Restored, "{:?}", report.failures);
+    assert_eq!(progress[0].found_bytes.load(Ordering::Relaxed), 4 << 20, "six blocks, one of them torn and one cut off");
+    for (name, content) in files {
+        assert!(std::fs::read(store.data.join(name)).expect("reads") == content, "{name}");
+        assert!(!store.data.join(name).is_symlink());
+    }
+    assert!(!store.data.join("stranger").exists());
+    assert_eq!(std::fs::read_to_string(&outside).expect("reads"), "mine");
+
+    // Another restore does not go on from it.
+    let prepared = prepare(&stored, &target, &request(), &store).await;
+    let dying =
+        tokio::spawn(async move { prepared.run(&|now| assert!(now != RestoreStep::Stop, "dies on purpose"), &|| false).await });
+    assert!(dying.await.is_err());
+    let description = NodeDescription { store: "files".to_owned(), ..NodeDescription::default() };
+    let other = self::store(&[("other", b"content")], description, None).await;
+    let prepared = prepare(&other, &target, &request(), &store).await;
+    let report = prepared.run(&|_| {}, &|| false).await.expect("runs");
+    assert_eq!(report.outcome, RestoreOutcome::Restored, "{:?}", report.failures);
+    let names: Vec<_> = std::fs::read_dir(&store.data).expect("lists").map(|entry| entry.expect("lists").file_name()).collect();
+    assert_eq!(names, ["other"]);
+    restore::settle("prod", &[target], &store.state()).await.expect("settles");
+    assert_eq!(store.kept(), Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -428,8 +507,9 @@ async fn files_alone_are_placed_into_a_new_directory_only() {
     let stored = store(&[("dump.rdb", &content)], description(), counts(1001)).await;
     let root = tempfile::tempdir().expect("a directory");
     let node = NodeName::new("node-1").expect("legal");
-    let place =
-        |directory: PathBuf| restore::place_files(stored.repository.clone(), &stored.listed, &node, directory, Arc::default());
+    let place = |directory: PathBuf| {
+        restore::place_files(stored.repository.clone(), &stored.listed, &node, directory, None, Arc::default())
+    };
     let directory = root.path().join("placed");
     let receipt = place(directory.clone()).await.expect("places");
     assert_eq!((receipt.files, receipt.bytes), (1, content.len() as u64));

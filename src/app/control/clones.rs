@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use uuid::Uuid;
 
-use super::super::clone::{CloneRecord, CloneRecords, lock, upper_failure};
+use super::super::clone::{CloneRecord, CloneRecords, forget, lock, upper_failure};
 use super::super::control_args::{CloneArgs, ClonesArgs, UncloneArgs};
 use super::super::failure::{Exit, Failure};
 use super::super::mount::{self, MountError};
@@ -17,7 +17,10 @@ use super::super::wiring::{Session, parse_owner};
 use super::browse::open_node;
 use super::mounting::{absolute_url, daemon, start};
 use crate::fs::clone::Upper;
-use crate::model::names::TreePath;
+use crate::fuse::mounts::mounted_at;
+use crate::model::manifest::{ClusterManifest, TreeEntry};
+use crate::model::names::{NodeName, TreePath};
+use crate::node::used_bytes;
 use crate::repo::{Pin, Repository, SnapshotSource};
 
 /// How long who served a clone may take to make the last writes durable.
@@ -45,48 +48,13 @@ pub async fn clone(session: &Session, args: CloneArgs) -> Result<Exit, Failure> 
         None => records.upper(id),
         Some(upper) => new_upper(upper)?,
     };
-    let absolute = |path: &Option<PathBuf>| path.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
     let record = CloneRecord {
-        format: 1,
-        id,
-        cluster: listed.cluster.clone(),
-        snapshot: listed.uuid,
-        date: listed.date,
-        node,
-        mountpoint: mountpoint.clone(),
-        upper,
-        repository: absolute_url(session.url()?),
-        config: absolute(&session.config_path),
-        password_file: absolute(&session.common.password_file),
-        key_file: absolute(&session.common.key_file),
         allow_other: args.allow_other,
         owner: args.owner.as_deref().map(parse_owner).transpose()?,
         memory_bytes: args.memory.map(|memory| memory.0),
-        made_at: session.now(),
+        ..record(session, id, &tree.snapshot, node, &mountpoint, upper)?
     };
-    let is_new = !mountpoint.exists();
-    if is_new {
-        std::fs::create_dir(&mountpoint).map_err(|error| {
-            Failure::new("system", format!("{}: {error}", mountpoint.display())).hint("make the directory above it first")
-        })?;
-    }
-    records.write(&record)?;
-    let served = async {
-        Upper::create(&record.upper, record.owner, &root).map_err(|error| upper_failure(&record.upper, error))?;
-        pin(session, &repository, &record).await?;
-        serve(session, &record).await
-    };
-    let process = match served.await {
-        Ok(process) => process,
-        Err(failure) => {
-            // Nothing can have been written to it.
-            let _nothing_left = forget(&records, &repository, &record).await;
-            if is_new {
-                let _ours = std::fs::remove_dir(&mountpoint);
-            }
-            return Err(failure);
-        }
-    };
+    let process = begin(session, &records, &repository, &record, &root).await?;
     let text = format!(
         "{} is a clone of {}, served by process {process}\nwhat is written goes to {}\nnext: start the store on it; tintype unclone {0} takes it away\n",
         mountpoint.display(),
@@ -97,14 +65,77 @@ pub async fn clone(session: &Session, args: CloneArgs) -> Result<Exit, Failure> 
     Ok(Exit::Done)
 }
 
+/// A record of a clone that nobody but us may use, reached as this command line reaches it.
+pub(super) fn record(
+    session: &Session,
+    id: Uuid,
+    snapshot: &ClusterManifest,
+    node: NodeName,
+    mountpoint: &Path,
+    upper: PathBuf,
+) -> Result<CloneRecord, Failure> {
+    let absolute = |path: &Option<PathBuf>| path.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
+    Ok(CloneRecord {
+        format: 1,
+        id,
+        cluster: snapshot.cluster.clone(),
+        snapshot: snapshot.uuid,
+        date: snapshot.date,
+        node,
+        mountpoint: mountpoint.to_owned(),
+        upper,
+        repository: absolute_url(session.url()?),
+        config: absolute(&session.config_path),
+        password_file: absolute(&session.common.password_file),
+        key_file: absolute(&session.common.key_file),
+        allow_other: false,
+        owner: None,
+        memory_bytes: None,
+        links: None,
+        made_at: session.now(),
+    })
+}
+
+/// Makes what a record names, the record first, and serves it; returns the process. On an error nothing of it is left.
+pub(super) async fn begin(
+    session: &Session,
+    records: &CloneRecords,
+    repository: &Repository,
+    record: &CloneRecord,
+    root: &TreeEntry,
+) -> Result<u32, Failure> {
+    let mountpoint = &record.mountpoint;
+    let is_new = !mountpoint.exists();
+    if is_new {
+        std::fs::create_dir(mountpoint).map_err(|error| {
+            Failure::new("system", format!("{}: {error}", mountpoint.display())).hint("make the directory above it first")
+        })?;
+    }
+    records.write(record)?;
+    let served = async {
+        Upper::create(&record.upper, record.owner, root).map_err(|error| upper_failure(&record.upper, error))?;
+        pin(session, repository, record).await?;
+        serve(session, record).await
+    };
+    let served = served.await;
+    if served.is_err() {
+        // Nothing can have been written to it.
+        let _nothing_left = forget(records, repository, record).await;
+        if is_new {
+            let _ours = std::fs::remove_dir(mountpoint);
+        }
+    }
+    served
+}
+
 async fn pin(session: &Session, repository: &Repository, record: &CloneRecord) -> Result<(), Failure> {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let pin = Pin::new(record.id, format!("clone {} on {}", record.mountpoint.display(), host.trim()), session.now());
     Ok(repository.pin(&record.cluster, record.snapshot, &pin).await?)
 }
 
-/// The mountpoint without links.
-fn place(directory: &Path) -> Result<PathBuf, Failure> {
+/// The path of a directory that need not be there, without links.
+pub(super) fn place(directory: &Path) -> Result<PathBuf, Failure> {
     let wrong = |error: std::io::Error| {
         Failure::new("system", format!("{}: {error}", directory.display())).hint("name a directory whose parent is there")
     };
@@ -128,20 +159,13 @@ fn new_upper(upper: &Path) -> Result<PathBuf, Failure> {
     }
 }
 
-/// Takes back what a clone needs, the record last.
-async fn forget(records: &CloneRecords, repository: &Repository, record: &CloneRecord) -> Result<(), Failure> {
-    match std::fs::remove_dir_all(&record.upper) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(Failure::new("system", format!("{}: {error}", record.upper.display())).hint("run it again"));
-        }
-        _ => {}
-    }
-    repository.unpin(&record.cluster, record.snapshot, record.id).await?;
-    records.remove(record.id)
+/// The kernel has it.
+pub(super) fn is_mounted(record: &CloneRecord) -> bool {
+    mounted_at(&record.mountpoint).is_ok_and(|entry| entry.is_some_and(|entry| entry.is_ours()))
 }
 
 /// Somebody serves it, and answers.
-fn is_served(record: &CloneRecord) -> bool {
+pub(super) fn is_served(record: &CloneRecord) -> bool {
     served::mounts().iter().any(|mount| mount.mountpoint == record.mountpoint && mount.answers())
 }
 
@@ -161,14 +185,18 @@ pub async fn list(session: &Session, args: ClonesArgs) -> Result<Exit, Failure> 
                 }
             }
         }
+        let served = if is_up { "served" } else { "not served" };
         let state = match &reason {
             Some(reason) => format!("not served: {reason}"),
-            None if is_up => "served".to_owned(),
-            None => "not served".to_owned(),
+            None => served.to_owned(),
         };
         let used = used_bytes(&record.upper);
         let place = record.mountpoint.display();
-        text.push_str(&format!("{place}  {}  {} written  {state}\n", record.source(), size(used)));
+        let what = match &record.links {
+            None => format!("{} written", size(used)),
+            Some(links) => format!("for links of {}", links.directory.display()),
+        };
+        text.push_str(&format!("{place}  {}  {what}  {state}\n", record.source()));
         values.push(json!({"clone": record, "served": is_up, "written_bytes": used, "reason": reason}));
     }
     if !args.serve && values.iter().any(|value| value["served"] == false) {
@@ -180,7 +208,7 @@ pub async fn list(session: &Session, args: ClonesArgs) -> Result<Exit, Failure> 
 
 /// Starts the process that serves it, with the repository and the keys that it was made with, whatever this command line
 /// says; returns its number.
-async fn serve(session: &Session, record: &CloneRecord) -> Result<u32, Failure> {
+pub(super) async fn serve(session: &Session, record: &CloneRecord) -> Result<u32, Failure> {
     let mut command = daemon()?;
     command.args(["--repository", &record.repository, "--clone", &record.id.to_string()]);
     let options = [("--config", &record.config), ("--password-file", &record.password_file), ("--key-file", &record.key_file)];
@@ -192,23 +220,16 @@ async fn serve(session: &Session, record: &CloneRecord) -> Result<u32, Failure> 
     start(session, command).await
 }
 
-/// Bytes on the disk below a directory; what cannot be read is not counted.
-fn used_bytes(directory: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    let Ok(entries) = std::fs::read_dir(directory) else { return 0 };
-    let used = entries.flatten().map(|entry| match entry.metadata() {
-        Ok(metadata) if metadata.is_dir() => used_bytes(&entry.path()),
-        Ok(metadata) => metadata.blocks() * 512,
-        Err(_) => 0,
-    });
-    used.sum()
-}
-
 /// Takes a clone away. What was written to it is lost, so that is said first.
 pub async fn unclone(session: &Session, args: UncloneArgs) -> Result<Exit, Failure> {
     let records = CloneRecords::open(session)?;
     let record = records.at(&place(&args.directory)?)?;
     let (place, used) = (record.mountpoint.display(), used_bytes(&record.upper));
+    if let Some(links) = &record.links {
+        let directory = links.directory.display();
+        return Err(Failure::usage(format!("{place} is what links of {directory} lead to"))
+            .hint(format!("tintype hydrate {directory} makes files of them; it goes away by itself then")));
+    }
     if !args.yes {
         let text = format!(
             "{place} is a clone of {}\nwould be unmounted, and {} that were written to it deleted with {}\nnext: tintype unclone {place} --yes\n",
@@ -227,22 +248,27 @@ pub async fn unclone(session: &Session, args: UncloneArgs) -> Result<Exit, Failu
         .hint(format!("say --repository {}", record.repository)));
     }
     let repository = session.repository().await?;
-    let mountpoint = record.mountpoint.clone();
-    let unmounted = tokio::task::spawn_blocking(move || mount::unmount(&mountpoint))
-        .await
-        .map_err(|error| Failure::new("internal", error.to_string()))?;
-    match unmounted {
-        Ok(_) | Err(MountError::NotMounted { .. } | MountError::NoDirectory { .. }) => {}
-        Err(error) => return Err(error.into()),
-    }
+    unmount(&record).await?;
     let _held = let_go(&record).await?;
     forget(&records, &repository, &record).await?;
     session.output.result(&format!("{place} is no clone any more; {} are free again\n", size(used)), &json!({"clone": record}));
     Ok(Exit::Done)
 }
 
+/// Unmounts it; one that is not mounted is fine.
+pub(super) async fn unmount(record: &CloneRecord) -> Result<(), Failure> {
+    let mountpoint = record.mountpoint.clone();
+    let unmounted = tokio::task::spawn_blocking(move || mount::unmount(&mountpoint))
+        .await
+        .map_err(|error| Failure::new("internal", error.to_string()))?;
+    match unmounted {
+        Ok(_) | Err(MountError::NotMounted { .. } | MountError::NoDirectory { .. }) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Waits until nobody serves it: who did makes the last writes durable first. Nobody else does while the result is held.
-async fn let_go(record: &CloneRecord) -> Result<Option<File>, Failure> {
+pub(super) async fn let_go(record: &CloneRecord) -> Result<Option<File>, Failure> {
     let until = Instant::now() + PATIENCE;
     loop {
         match lock(&record.upper) {

@@ -12,6 +12,7 @@ mod export;
 pub mod helper;
 mod init;
 mod key;
+mod linking;
 mod mounting;
 pub mod restore;
 mod restoring;
@@ -44,6 +45,8 @@ pub async fn run(session: &Session, verb: Verb) -> Result<Exit, Failure> {
         Verb::Clone(args) => clones::clone(session, args).await,
         Verb::Clones(args) => clones::list(session, args).await,
         Verb::Unclone(args) => clones::unclone(session, args).await,
+        Verb::Hydrate(args) => linking::hydrate(session, args).await,
+        Verb::Guard(args) => super::guard::run(session.output, &args),
         Verb::Restore(args) => restoring::restore(session, args).await,
         Verb::Rollback(args) => restoring::rollback(session, args).await,
         Verb::Settle(args) => restoring::settle(session, args).await,

@@ -3,7 +3,7 @@
 //! It is the one place that joins the snapshot's source, the nodes of this host (`node`) and the order of the steps
 //! over all of them (`cluster`).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use futures::future::join_all;
 use uuid::Uuid;
 
+use super::super::output::size;
 use crate::agent::restore::{NodeRestored, RestoreNode, RestoreStep, StepFailure};
 use crate::base::Clock;
 use crate::cluster::restore::{OnStep, RestoreReport, restore as restore_all};
@@ -19,10 +20,10 @@ use crate::driver::control::StoreControl;
 use crate::driver::redis::{RedisControl, RedisOptions};
 use crate::model::manifest::{ClusterManifest, FileKind, NodeStatus};
 use crate::model::names::{NodeName, TreePath};
-use crate::model::restore_plan::{NodePlan, RestorePlan, RestoreRequest, SourceFacts, StoreLayout, TargetFacts};
+use crate::model::restore_plan::{Method, NodePlan, RestorePlan, RestoreRequest, SourceFacts, StoreLayout, TargetFacts};
 use crate::node::{
-    LocalRestore, PlaceProgress, PlaceReceipt, Recovered, RestoreError, RestoreRecord, ServerLimits, StateDirectory, Steps,
-    place_only, recover,
+    LocalRestore, MountHost, PlaceProgress, PlaceReceipt, Recovered, RestoreError, RestoreRecord, ServerLimits, StateDirectory,
+    Steps, copied_by_links, place_only, recover,
 };
 use crate::repo::{ListedSnapshot, NodeTree, SnapshotSource};
 
@@ -46,6 +47,7 @@ pub struct PreparedRestore {
     snapshot: Arc<ClusterManifest>,
     nodes: Vec<Arc<LocalRestore>>,
     clock: Arc<dyn Clock>,
+    host: Option<Arc<dyn MountHost>>,
 }
 
 fn local(cluster: &str, targets: &[RestoreTarget], state: &StateDirectory) -> anyhow::Result<Vec<Arc<LocalRestore>>> {
@@ -88,6 +90,9 @@ pub async fn prepare(
             let entries = source.directory(&tree, &TreePath::root()).await?;
             facts.names =
                 entries.into_iter().map(|placed| String::from_utf8_lossy(placed.entry.path.as_bytes()).into_owned()).collect();
+            if request.method == Method::Link {
+                facts.copied = Some(copied_by_links(source.as_ref(), &tree).await?);
+            }
         }
     }
     let nodes = local(&request.target_cluster, targets, state)?;
@@ -98,13 +103,18 @@ pub async fn prepare(
     };
     let inspected: Vec<TargetFacts> = join_all(nodes.iter().map(|node| node.inspect(stored(node)))).await;
     let plan = RestorePlan::new(Uuid::new_v4(), &snapshot, &sources, &inspected, request);
-    Ok(PreparedRestore { plan, source, snapshot, nodes, clock })
+    Ok(PreparedRestore { plan, source, snapshot, nodes, clock, host: None })
 }
 
 impl PreparedRestore {
     /// Bytes and files placed so far, for progress bars: one for each node.
     pub fn progress(&self) -> Vec<Arc<PlaceProgress>> {
         self.nodes.iter().map(|node| node.progress()).collect()
+    }
+
+    /// Who serves what a restore by links needs.
+    pub fn hosted(self, host: Arc<dyn MountHost>) -> Self {
+        Self { host: Some(host), ..self }
     }
 
     /// Carries the plan out. Never to be dropped in the middle: `is_cancelled` ends it in order, up to the swap.
@@ -114,7 +124,8 @@ impl PreparedRestore {
             let found = self.nodes.iter().find(|node| node.node() == plan.target);
             let node = found.with_context(|| format!("nobody acts for {}", plan.target))?.clone();
             let tree = self.source.open_node(&self.snapshot, &plan.source).await?;
-            nodes.push(Arc::new(HostNode { node, source: self.source.clone(), tree, now_us: self.clock.wall_us() }));
+            let (source, host) = (self.source.clone(), self.host.clone());
+            nodes.push(Arc::new(HostNode { node, source, tree, host, now_us: self.clock.wall_us() }));
         }
         Ok(restore_all(&self.plan, &nodes, on_step, is_cancelled).await)
     }
@@ -126,13 +137,14 @@ pub async fn place_files(
     listed: &ListedSnapshot,
     node: &NodeName,
     directory: PathBuf,
+    links: Option<&Path>,
     progress: Arc<PlaceProgress>,
 ) -> anyhow::Result<PlaceReceipt> {
     let snapshot = source.manifest(listed).await?;
     let tree = source.open_node(&snapshot, node).await?;
     let root = source.entry(&tree, &TreePath::root()).await?;
     anyhow::ensure!(root.is_some_and(|root| root.entry.kind == FileKind::Directory), "{node}: its tree has no root");
-    Ok(place_only(directory, source, tree, progress).await?)
+    Ok(place_only(directory, source, tree, links, progress).await?)
 }
 
 /// What `rollback` or `settle` did with one node.
@@ -186,6 +198,7 @@ struct HostNode {
     node: Arc<LocalRestore>,
     source: Arc<dyn SnapshotSource>,
     tree: NodeTree,
+    host: Option<Arc<dyn MountHost>>,
     now_us: i64,
 }
 
@@ -210,14 +223,21 @@ impl RestoreNode for HostNode {
     async fn stage(&self, plan: &NodePlan) -> Result<NodeRestored, StepFailure> {
         let placed = self
             .node
-            .stage(plan, self.source.clone(), self.tree.clone(), self.now_us)
+            .stage(plan, self.source.clone(), self.tree.clone(), self.host.as_deref(), self.now_us)
             .await
             .map_err(self.failed(RestoreStep::Stage))?;
-        let notes = placed
-            .outward_links
-            .iter()
-            .map(|link| format!("{link} leads out of the directory; it was restored as it was"))
-            .collect();
+        let progress = self.node.progress();
+        let found = progress.found_bytes.load(std::sync::atomic::Ordering::Relaxed);
+        let mut notes = Vec::new();
+        if found > 0 {
+            notes.push(format!("{} of it were on this disk already, and right", size(found)));
+        }
+        if placed.linked_files > 0 {
+            notes.push(format!("{} links to {}, fetched as they are read", placed.linked_files, size(placed.linked_bytes)));
+        }
+        let outward =
+            placed.outward_links.iter().map(|link| format!("{link} leads out of the directory; it was restored as it was"));
+        notes.extend(outward);
         Ok(NodeRestored { files: placed.files, bytes: placed.bytes, keys: None, is_compared: false, notes })
     }
 

@@ -1,27 +1,39 @@
 //! `tintype restore`, `rollback` and `settle`: plans shown, then carried out.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
 
-use super::super::control_args::{RestoreArgs, RollbackArgs};
+use super::super::clone::CloneRecords;
+use super::super::control_args::{self as args, RestoreArgs, RollbackArgs};
 use super::super::failure::{Exit, Failure};
 use super::super::output::size;
 use super::super::wiring::Session;
 use super::browse::open_node;
+use super::clones;
+use super::linking::{self, Hydration, LinkHost};
 use super::restore::{self, Change, NodeChange, RestoreTarget};
 use crate::agent::restore::RestoreStep;
 use crate::cluster::restore::RestoreOutcome;
 use crate::driver::NodeSite;
-use crate::model::manifest::NodeStatus;
+use crate::model::manifest::{ClusterManifest, NodeStatus};
 use crate::model::names::{ClusterName, NodeName};
 use crate::model::restore_pairs::why_missing;
-use crate::model::restore_plan::RestoreRequest;
+use crate::model::restore_plan::{Method, RestoreRequest};
 use crate::node::{PlaceProgress, RecoveredTo, RestoreRecord, StateDirectory};
 use crate::repo::{ListedSnapshot, RepoError, Repository, SnapshotSource};
+
+impl From<args::Method> for Method {
+    fn from(method: args::Method) -> Self {
+        match method {
+            args::Method::Copy => Self::Copy,
+            args::Method::Link => Self::Link,
+        }
+    }
+}
 
 fn failure(error: anyhow::Error) -> Failure {
     match error.downcast::<RepoError>() {
@@ -51,11 +63,13 @@ pub async fn restore(session: &Session, args: RestoreArgs) -> Result<Exit, Failu
         target_cluster: target_cluster.to_string(),
         nodes: wanted,
         map: parse_map(&args.map)?,
+        method: args.method.into(),
         discard_current: args.discard_current,
         confirm: args.confirm.clone(),
     };
     let source: Arc<dyn SnapshotSource> = repository;
     let prepared = restore::prepare(source, &listed, &targets, &request, &state, session.clock.clone()).await.map_err(failure)?;
+    let prepared = prepared.hosted(LinkHost::new(session, hydration(&args)));
     let plan = prepared.plan.clone();
     if args.dry_run || !args.yes || !plan.is_allowed() {
         let mut text = plan.to_string();
@@ -120,10 +134,19 @@ pub async fn restore(session: &Session, args: RestoreArgs) -> Result<Exit, Failu
             ),
             Exit::Done,
         ),
-        RestoreOutcome::Undone => (
-            "nothing was restored: every node is as it was\nnext: mend what failed and run the command again\n".to_owned(),
-            Exit::Failed,
-        ),
+        RestoreOutcome::Undone => {
+            let is_begun =
+                restore::kept(target_cluster.as_str(), &targets, &state).map_err(failure)?.iter().any(RestoreRecord::is_begun);
+            let kept = if is_begun {
+                format!(": it goes on from what was placed, which tintype settle {target_cluster} --yes deletes")
+            } else {
+                String::new()
+            };
+            let text = format!(
+                "nothing was restored: every node is as it was\nnext: mend what failed and run the command again{kept}\n"
+            );
+            (text, Exit::Failed)
+        }
         RestoreOutcome::Stuck => {
             (format!("some nodes could not be brought back\nnext: tintype rollback {target_cluster} --yes\n"), Exit::Partly)
         }
@@ -168,23 +191,73 @@ async fn place(
             .map_err(|error| Failure::new("restore", format!("{}: {error}", directory.display())))?;
     }
     let (mut text, mut values) = (String::new(), Vec::new());
+    let state = state(session)?;
+    if args.method == args::Method::Link {
+        linking::sweep(session, &state).await?;
+    }
     for node in &nodes {
+        // Nobody takes what is served for its links away meanwhile.
+        let _lock = state.lock(&clones::place(&place_of(node))?).map_err(|error| Failure::new("busy", error.to_string()))?;
         let progress = Arc::new(PlaceProgress::default());
         let bar = session.output.bar(node.as_str());
-        let placing = restore::place_files(repository.clone(), listed, node, place_of(node), progress.clone());
+        let served = match args.method {
+            args::Method::Copy => None,
+            args::Method::Link => {
+                Some(serve_links(session, args, &repository, &manifest, node, &clones::place(&place_of(node))?).await?)
+            }
+        };
+        let placing = restore::place_files(repository.clone(), listed, node, place_of(node), served.as_deref(), progress.clone());
         tokio::pin!(placing);
         let receipt = loop {
             tokio::select! {
-                receipt = &mut placing => break receipt.map_err(failure)?,
+                receipt = &mut placing => break receipt.map_err(failure),
                 () = tokio::time::sleep(Duration::from_millis(200)) => bar.set_position(progress.bytes.load(Ordering::Relaxed)),
             }
         };
         bar.finish_and_clear();
+        if let Some(served) = &served {
+            let records = CloneRecords::open(session)?;
+            match &receipt {
+                Ok(_) => linking::placed(&records, served)?,
+                Err(_) => linking::release(session, &records, &records.at(served)?).await?,
+            }
+        }
+        let receipt = receipt?;
         text.push_str(&format!("{node}: {} files, {} in {}\n", receipt.files, size(receipt.bytes), place_of(node).display()));
-        values.push(json!({"node": node, "files": receipt.files, "bytes": receipt.bytes, "directory": place_of(node), "outward_links": receipt.outward_links}));
+        if receipt.linked_files > 0 {
+            let (links, bytes, place) = (receipt.linked_files, size(receipt.linked_bytes), place_of(node));
+            text.push_str(&format!(
+                "  {links} links to {bytes}, fetched as they are read\nnext: tintype guard {} -- START COMMAND, which refuses while they lead nowhere\n",
+                place.display()
+            ));
+        }
+        values.push(json!({"node": node, "files": receipt.files, "bytes": receipt.bytes, "linked_files": receipt.linked_files, "linked_bytes": receipt.linked_bytes, "directory": place_of(node), "outward_links": receipt.outward_links}));
     }
     session.output.result(&text, &json!({"nodes": values}));
     Ok(Exit::Done)
+}
+
+fn hydration(args: &RestoreArgs) -> Hydration {
+    Hydration { is_wanted: !args.no_hydrate, bytes_per_second: args.hydrate_rate.map(|rate| rate.0) }
+}
+
+/// What links of a directory that only gets files would lead to. A Redis server is not started by us here, so nothing could be
+/// said of how it starts.
+async fn serve_links(
+    session: &Session,
+    args: &RestoreArgs,
+    repository: &Repository,
+    manifest: &Arc<ClusterManifest>,
+    node: &NodeName,
+    directory: &Path,
+) -> Result<PathBuf, Failure> {
+    let store = manifest.node(node).map_or("", |record| record.description.store.as_str());
+    if store != "files" {
+        return Err(Failure::usage(format!("{node} is of {store}: links alone could make it start empty"))
+            .hint("restore it without --directory, by --method copy, or make a clone"));
+    }
+    let tree = repository.open_node(manifest, node).await?;
+    linking::serve(session, directory, None, &tree, hydration(args)).await
 }
 
 fn parse_map(map: &[String]) -> Result<Vec<(NodeName, NodeName)>, Failure> {
@@ -206,9 +279,13 @@ fn state(session: &Session) -> Result<StateDirectory, Failure> {
 
 /// Finishes or undoes what an interrupted restore left, and says so.
 async fn tell_recovered(session: &Session, state: &StateDirectory) -> Result<(), Failure> {
+    linking::sweep(session, state).await?;
     for recovered in restore::recover_interrupted(state).await.map_err(failure)? {
         let now = match recovered.outcome {
             RecoveredTo::Old => "the data from before it is in place; start its store where it does not run",
+            RecoveredTo::Begun => {
+                "the data from before it is in place; start its store where it does not run; the same restore goes on from what was placed, settle deletes it"
+            }
             RecoveredTo::RolledBack => "its rollback was finished; start its store where it does not run",
             RecoveredTo::Unchecked => {
                 "the restored data is in place, and was not checked; a rollback puts back what was there before"

@@ -52,15 +52,19 @@ impl<'a> Clone<'a> {
 
     /// Who serves it.
     pub fn process(&self) -> Option<u32> {
-        let id = self.listed()["clone"]["id"].as_str().expect("has one").to_owned();
-        let entries = std::fs::read_dir("/proc").expect("is there").flatten();
-        let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-        let serves = |process: &u32| {
-            std::fs::read(format!("/proc/{process}/cmdline"))
-                .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&format!("--clone\0{id}")))
-        };
-        numbers.into_iter().find(serves)
+        process_of(self.listed()["clone"]["id"].as_str().expect("has one"))
     }
+}
+
+/// Who serves a clone.
+pub fn process_of(id: &str) -> Option<u32> {
+    let entries = std::fs::read_dir("/proc").expect("is there").flatten();
+    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let serves = |process: &u32| {
+        std::fs::read(format!("/proc/{process}/cmdline"))
+            .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&format!("--clone\0{id}")))
+    };
+    numbers.into_iter().find(serves)
 }
 
 impl Drop for Clone<'_> {

@@ -19,6 +19,7 @@ mod files;
 mod gate;
 mod host;
 mod large;
+mod links;
 mod mount;
 mod mount_helper;
 mod names;

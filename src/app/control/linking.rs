@@ -1,0 +1,234 @@
+//! Restores by links: serving what they lead to, and `tintype hydrate`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::super::clone::{CloneRecord, CloneRecords};
+use super::super::control_args::{CommonArgs, HydrateArgs};
+use super::super::failure::{Exit, Failure};
+use super::super::guard;
+use super::super::linked::{LinkedRestore, held_by, let_go};
+use super::super::mount;
+use super::super::wiring::Session;
+use super::clones;
+use crate::model::names::TreePath;
+use crate::model::restore_plan::{Guard, NodePlan};
+use crate::node::{MountHost, RestoreError, StateDirectory};
+use crate::repo::{NodeTree, SnapshotSource};
+
+/// Between two looks at what hydrates.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// How a restore by links goes on once it is there.
+#[derive(Debug, Clone, Copy)]
+pub struct Hydration {
+    /// Files are made of the links in the background.
+    pub is_wanted: bool,
+    /// No faster than this.
+    pub bytes_per_second: Option<u64>,
+}
+
+/// Serves, for `node`, what this host's restores by links lead to.
+#[derive(Debug)]
+pub struct LinkHost {
+    common: CommonArgs,
+    hydration: Hydration,
+}
+
+impl LinkHost {
+    /// With what the command line said.
+    pub fn new(session: &Session, hydration: Hydration) -> Arc<Self> {
+        Arc::new(Self { common: session.common.clone(), hydration })
+    }
+
+    fn session(&self) -> Result<Session, Failure> {
+        Session::begin(self.common.clone())
+    }
+
+    async fn served(&self, plan: &NodePlan, tree: &NodeTree) -> Result<PathBuf, Failure> {
+        let session = self.session()?;
+        serve(&session, &plan.directory, plan.owner, tree, self.hydration).await
+    }
+
+    async fn are_placed(&self, plan: &NodePlan, served: &Path) -> Result<(), Failure> {
+        let records = CloneRecords::open(&self.session()?)?;
+        let unit = match &plan.guard {
+            Guard::Unit(unit) => Some(unit.clone()),
+            _ => None,
+        };
+        let mut record = records.at(served)?;
+        if let Some(links) = &mut record.links {
+            // Remembered before it is there, so that it is taken away whatever happens.
+            links.unit.clone_from(&unit);
+            records.write(&record)?;
+        }
+        if let Some(unit) = unit {
+            guard::install(&unit, &plan.directory, served).await?;
+        }
+        placed(&records, served)
+    }
+}
+
+fn failed(served: &Path) -> impl FnOnce(Failure) -> RestoreError {
+    move |failure| {
+        let hint = failure.hint.as_ref().map(|hint| format!(" ({hint})")).unwrap_or_default();
+        RestoreError::refused(served.display().to_string(), format!("{failure}{hint}"))
+    }
+}
+
+#[async_trait]
+impl MountHost for LinkHost {
+    async fn serve(&self, plan: &NodePlan, tree: &NodeTree) -> Result<PathBuf, RestoreError> {
+        self.served(plan, tree).await.map_err(failed(&plan.directory))
+    }
+
+    async fn placed(&self, plan: &NodePlan, served: &Path) -> Result<(), RestoreError> {
+        self.are_placed(plan, served).await.map_err(failed(&plan.directory))
+    }
+
+    async fn release(&self, served: &Path) {
+        let released = async {
+            let session = self.session()?;
+            let records = CloneRecords::open(&session)?;
+            release(&session, &records, &records.at(served)?).await
+        };
+        if let Err(failure) = released.await {
+            tracing::warn!(%failure, served = %served.display(), "what was served for links stays; the next restore takes it away");
+        }
+    }
+}
+
+/// Serves a node, read-only, for links of `directory`; returns where.
+pub async fn serve(
+    session: &Session,
+    directory: &Path,
+    owner: Option<(u32, u32)>,
+    tree: &NodeTree,
+    hydration: Hydration,
+) -> Result<PathBuf, Failure> {
+    let records = CloneRecords::open(session)?;
+    let repository = session.repository().await?;
+    let id = Uuid::now_v7();
+    let mountpoint = guard::place(directory, id)
+        .ok_or_else(|| Failure::usage(format!("{}: has no directory beside which it could be served", directory.display())))?;
+    let root = repository.entry(tree, &TreePath::root()).await?;
+    let root = root.ok_or_else(|| Failure::new("corrupt", "the node has no root").hint("tintype verify"))?.entry;
+    let record = CloneRecord {
+        // The store's own user has to read it.
+        allow_other: rustix::process::geteuid().is_root(),
+        owner,
+        links: Some(LinkedRestore {
+            directory: directory.to_owned(),
+            is_placed: false,
+            is_hydrating: hydration.is_wanted,
+            bytes_per_second: hydration.bytes_per_second,
+            unit: None,
+        }),
+        ..clones::record(session, id, &tree.snapshot, tree.manifest.node.clone(), &mountpoint, records.upper(id))?
+    };
+    clones::begin(session, &records, &repository, &record, &root).await?;
+    Ok(mountpoint)
+}
+
+/// All links were made: it ends when nobody needs it any more.
+pub fn placed(records: &CloneRecords, served: &Path) -> Result<(), Failure> {
+    let mut record = records.at(served)?;
+    if let Some(links) = &mut record.links {
+        links.is_placed = true;
+    }
+    records.write(&record)
+}
+
+/// Takes away what nobody has linked to.
+pub async fn release(session: &Session, records: &CloneRecords, record: &CloneRecord) -> Result<(), Failure> {
+    clones::unmount(record).await?;
+    let _held = clones::let_go(record).await?;
+    let_go(session, records, record).await
+}
+
+/// Takes away what restores that died before their links were made have left.
+pub async fn sweep(session: &Session, state: &StateDirectory) -> Result<(), Failure> {
+    let records = CloneRecords::open(session)?;
+    for record in records.all()? {
+        let Some(links) = record.links.as_ref().filter(|links| !links.is_placed) else { continue };
+        // One that is under way holds its directory.
+        let Ok(_held) = state.lock(&links.directory) else { continue };
+        if records.get(record.id).is_ok_and(|now| now.links.is_some_and(|links| !links.is_placed)) {
+            release(session, &records, &record).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes files of the links of a restored directory, and waits for it.
+pub async fn hydrate(session: &Session, args: HydrateArgs) -> Result<Exit, Failure> {
+    let records = CloneRecords::open(session)?;
+    let directory = args.directory.canonicalize().map_err(|error| {
+        Failure::new("system", format!("{}: {error}", args.directory.display())).hint("name a data directory restored by links")
+    })?;
+    let shown = directory.display();
+    let of_directory = |record: &CloneRecord| record.links.as_ref().is_some_and(|links| links.directory == directory);
+    let Some(mut record) = records.all()?.into_iter().rfind(of_directory) else {
+        session.output.result(&format!("{shown} has no links to a snapshot\n"), &json!({"directory": directory, "links": 0}));
+        return Ok(Exit::Nothing);
+    };
+    let Some(links) = &mut record.links else { return Ok(Exit::Nothing) };
+    (links.is_hydrating, links.is_placed) = (true, true);
+    links.bytes_per_second = args.rate.map(|rate| rate.0);
+    let links = links.clone();
+    records.write(&record)?;
+    if !clones::is_served(&record) {
+        clones::serve(session, &record).await?;
+    }
+    let count =
+        || links.links(&record.mountpoint).map(|links| links.len()).map_err(|error| Failure::new("system", error.to_string()));
+    let total = count()?;
+    if args.detach {
+        let text = format!("{shown}: {total} links become files in the background\nnext: tintype status\n");
+        session.output.result(&text, &json!({"directory": directory, "links": total}));
+        return Ok(Exit::Done);
+    }
+    let stop = mount::stop_signal();
+    tokio::pin!(stop);
+    let mut said = None;
+    loop {
+        let left = count()?;
+        let is_up = clones::is_mounted(&record);
+        if left == 0 && !is_up {
+            session.output.result(
+                &format!("{shown}: every file is local, and the snapshot is not needed any more\n"),
+                &json!({"directory": directory, "links": 0, "held_by": null}),
+            );
+            return Ok(Exit::Done);
+        }
+        if left == 0 && said.as_ref().is_some_and(|since: &std::time::Instant| since.elapsed() > Duration::from_secs(5)) {
+            let holders = held_by(&record.mountpoint);
+            let text = format!(
+                "{shown}: every file is local; {holders} still reads old ones, and the snapshot stays pinned until it ends\nnext: restart the store when it suits you; the rest happens by itself\n"
+            );
+            session.output.result(&text, &json!({"directory": directory, "links": 0, "held_by": holders}));
+            return Ok(Exit::Done);
+        }
+        if left == 0 {
+            said.get_or_insert_with(std::time::Instant::now);
+        } else if !is_up {
+            return Err(Failure::new(
+                "away",
+                format!("{shown}: {left} links are left, and what they lead to is not served any more"),
+            )
+            .hint("tintype clones --serve; mount.log in the state directory says why it ended"));
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK) => {}
+            () = &mut stop => {
+                session.output.note("it goes on in the background; tintype status shows how far it is");
+                return Ok(Exit::Done);
+            }
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Keeping a store from starting while links of its directory lead nowhere: `tintype guard`, and the drop-in that runs it.
+//!
+//! It works without a configuration and without rights: what it needs to know is in the links themselves, since what they lead
+//! to is served in a directory whose name says so.
+
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::json;
+use uuid::Uuid;
+
+use super::control_args::GuardArgs;
+use super::failure::{Exit, Failure};
+use super::mountpoint::within;
+use super::output::Output;
+
+/// What is served for links of `/var/lib/redis` is at `/var/lib/.redis.links-` and eight digits.
+const MARK: &str = ".links-";
+/// No link is waited for longer.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Where drop-ins of this host's units are.
+const UNITS: &str = "/etc/systemd/system";
+/// The drop-in's own name begins so.
+const DROP_IN: &str = "50-tintype-";
+
+/// Where the node is served that links of `directory` lead to.
+pub fn place(directory: &Path, id: Uuid) -> Option<PathBuf> {
+    let name = directory.file_name()?.to_string_lossy();
+    // The end of a version 7 identity is random.
+    let id = id.simple().to_string();
+    Some(directory.parent()?.join(format!(".{name}{MARK}{}", &id[24..])))
+}
+
+fn is_served(target: &Path) -> bool {
+    target.components().any(|component| {
+        let name = component.as_os_str().to_string_lossy();
+        name.starts_with('.') && name.contains(MARK)
+    })
+}
+
+/// Refuses while a link leads nowhere; runs the command otherwise, in our place.
+pub fn run(output: Output, args: &GuardArgs) -> Result<Exit, Failure> {
+    let (links, broken) = look(&args.directory)?;
+    if let Some(first) = broken.first() {
+        let shown = args.directory.display();
+        let message = format!("{shown}: {} of {links} links lead nowhere, such as {}", broken.len(), first.display());
+        return Err(Failure::new("away", message)
+            .hint("what they lead to is not served: run `tintype clones --serve`; `tintype status` says more"));
+    }
+    let Some((program, arguments)) = args.command.split_first() else {
+        let text = format!("{}: {links} links lead to a snapshot, and all of them answer\n", args.directory.display());
+        output.result(&text, &json!({"directory": args.directory, "links": links}));
+        return Ok(Exit::Done);
+    };
+    let error = Command::new(program).args(arguments).exec();
+    Err(Failure::new("system", format!("{program}: {error}")))
+}
+
+/// How many links into what we serve there are, and which of them do not answer.
+fn look(directory: &Path) -> Result<(usize, Vec<PathBuf>), Failure> {
+    let wrong = |path: &Path, error: std::io::Error| Failure::new("system", format!("{}: {error}", path.display()));
+    let (mut links, mut broken) = (0, Vec::new());
+    let mut waiting = vec![directory.to_owned()];
+    while let Some(inside) = waiting.pop() {
+        for entry in std::fs::read_dir(&inside).map_err(|error| wrong(&inside, error))? {
+            let entry = entry.map_err(|error| wrong(&inside, error))?;
+            let (path, kind) = (entry.path(), entry.file_type().map_err(|error| wrong(&inside, error))?);
+            if kind.is_dir() {
+                waiting.push(path);
+            } else if kind.is_symlink() && std::fs::read_link(&path).is_ok_and(|target| is_served(&target)) {
+                links += 1;
+                let target = path.clone();
+                // Opened, since the kernel remembers what a file was also when nobody serves it any more.
+                let answers =
+                    move || std::fs::File::open(target).and_then(|file| file.metadata()).is_ok_and(|meta| meta.is_file());
+                if !within(PATIENCE, answers).unwrap_or(false) {
+                    broken.push(path);
+                }
+            }
+        }
+    }
+    Ok((links, broken))
+}
+
+/// One drop-in for each restore, so that the end of an older one takes nothing away from a newer one.
+fn drop_in(unit: &str, served: &Path) -> PathBuf {
+    let name = served.file_name().unwrap_or_default().to_string_lossy();
+    let id = name.rsplit(MARK).next().unwrap_or_default().to_owned();
+    Path::new(UNITS).join(format!("{unit}.d")).join(format!("{DROP_IN}{id}.conf"))
+}
+
+fn drop_in_text(program: &Path, directory: &Path) -> String {
+    let quoted = |path: &Path| {
+        let text = path.display().to_string().replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%").replace('$', "$$");
+        format!("\"{text}\"")
+    };
+    format!(
+        "# Made by tintype, and taken away again when no file is a link any more.\n\
+         [Unit]\nWants=tintype-clones.service\nAfter=tintype-clones.service\n\n\
+         [Service]\nExecStartPre=+{} guard {}\n",
+        quoted(program),
+        quoted(directory)
+    )
+}
+
+/// Gives a unit its drop-in.
+pub(super) async fn install(unit: &str, directory: &Path, served: &Path) -> Result<(), Failure> {
+    let path = drop_in(unit, served);
+    let program = std::env::current_exe().map_err(|error| Failure::new("system", format!("this program's own path: {error}")))?;
+    // The daemon installs nothing, but is beside the command.
+    let text = drop_in_text(&program.with_file_name("tintype"), directory);
+    let parent = path.parent().unwrap_or(Path::new(UNITS)).to_owned();
+    std::fs::create_dir_all(&parent).and_then(|()| std::fs::write(&path, text)).map_err(|error| {
+        Failure::new("system", format!("{}: {error}", path.display()))
+            .hint("run it as root, or make `tintype guard DIRECTORY -- COMMAND` its start command")
+    })?;
+    let reloaded = reload().await;
+    if reloaded.is_err() {
+        let _taken_back = std::fs::remove_file(&path);
+    }
+    reloaded
+}
+
+/// Takes it away again; one that is gone is fine.
+pub(super) async fn remove(unit: &str, served: &Path) -> Result<(), Failure> {
+    let path = drop_in(unit, served);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        removed => removed.map_err(|error| Failure::new("system", format!("{}: {error}", path.display())))?,
+    }
+    if let Some(directory) = path.parent() {
+        // Others' drop-ins stay.
+        let _not_empty = std::fs::remove_dir(directory);
+    }
+    reload().await
+}
+
+async fn reload() -> Result<(), Failure> {
+    let output = tokio::process::Command::new("systemctl").arg("daemon-reload").output().await;
+    let said = match output {
+        Ok(output) if output.status.success() => return Ok(()),
+        Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        Err(error) => error.to_string(),
+    };
+    Err(Failure::new("system", format!("systemctl daemon-reload: {said}")).hint("is systemd running here?"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_served_for_links_is_known_by_its_name() {
+        let place = place(Path::new("/var/lib/redis"), Uuid::now_v7()).expect("has a name");
+        assert!(place.to_string_lossy().starts_with("/var/lib/.redis.links-"), "{}", place.display());
+        assert!(is_served(&place.join("dump.rdb")));
+        assert!(!is_served(Path::new("/var/lib/redis/links-1/dump.rdb")));
+    }
+
+    #[test]
+    fn a_drop_in_says_a_strange_path_as_systemd_reads_it() {
+        let text = drop_in_text(Path::new("/usr/local/bin/tintype"), Path::new("/srv/100% \"mine\""));
+        assert!(text.ends_with("ExecStartPre=+\"/usr/local/bin/tintype\" guard \"/srv/100%% \\\"mine\\\"\"\n"), "{text}");
+    }
+
+    #[test]
+    fn links_that_lead_nowhere_are_counted() {
+        let root = tempfile::tempdir().expect("a directory");
+        let served = place(&root.path().join("data"), Uuid::now_v7()).expect("has a name");
+        std::fs::create_dir_all(root.path().join("data/sub")).expect("makes");
+        let link =
+            |name: &str, target: &Path| std::os::unix::fs::symlink(target, root.path().join("data").join(name)).expect("links");
+        link("a", &served.join("a"));
+        link("sub/b", &served.join("b"));
+        link("other", Path::new("/nowhere"));
+        let data = root.path().join("data");
+        assert_eq!(look(&data).map(|(links, broken)| (links, broken.len())).expect("looks"), (2, 2));
+        std::fs::create_dir(&served).expect("makes");
+        std::fs::write(served.join("a"), "x").expect("writes");
+        assert_eq!(look(&data).map(|(links, broken)| (links, broken.len())).expect("looks"), (2, 1));
+    }
+}

@@ -1,0 +1,192 @@
+//! What speaks against restoring into one target, from facts alone: its server, its version, its slots, its age, its links.
+
+use std::path::PathBuf;
+
+use super::manifest::ClusterManifest;
+use super::restore_facts::{DirectoryFacts, Guard, RestoreRequest, ServerFacts, SourceFacts, TargetFacts, version_parts};
+use super::restore_plan::{Fit, RefusalCode, Refusals};
+
+/// Newest RDB version that a server reads; `None` for versions we know nothing of.
+fn rdb_version(store: &str, version: &str) -> Option<u32> {
+    let (major, minor) = version_parts(version)?;
+    match (store, major, minor) {
+        ("redis", 5 | 6, _) => Some(9),
+        ("redis", 7, 0 | 1) => Some(10),
+        ("redis" | "valkey", 7, 2 | 3) => Some(11),
+        ("redis", 7, _) => Some(12),
+        ("redis", 8, 0 | 1) => Some(12),
+        ("redis", 8.., _) => Some(13),
+        ("valkey", 8, _) => Some(11),
+        ("valkey", 9.., _) => Some(80),
+        _ => None,
+    }
+}
+
+pub(super) fn check_server(
+    source: &SourceFacts,
+    target: &TargetFacts,
+    server: &ServerFacts,
+    directory: &DirectoryFacts,
+    request: &RestoreRequest,
+    refusals: &mut Refusals,
+    warnings: &mut Vec<String>,
+) {
+    let name = &target.node;
+    let table = format!("[clusters.{}.nodes.{name}]", request.target_cluster);
+    if server.is_loading {
+        refusals.add(RefusalCode::Loading, name, "it is still loading its data", "wait until it has loaded, then try again");
+        return;
+    }
+    match (&server.directory, directory.exists) {
+        (Some(own), _) if own != &directory.resolved => {
+            let reason = format!("the server at its address works in {}, not in {}", own.display(), directory.resolved.display());
+            refusals.add(RefusalCode::OtherDirectory, name, reason, format!("correct data_directory or address in {table}"));
+        }
+        (None, _) => warnings.push(format!(
+            "{name}: the server does not tell its directory (CONFIG GET dir); it is taken to be the configured one"
+        )),
+        _ => {}
+    }
+    if server.role != "master" {
+        let next = "restore into its master; it synchronises by itself afterwards";
+        refusals.add(RefusalCode::Replica, name, "it is a replica: its master would overwrite what is restored", next);
+    }
+    if !target.has_start {
+        let has = if target.has_stop { "a start command" } else { "a stop and a start command" };
+        let next = format!(
+            "set {} in {table}, or stop it yourself and start it after the restore",
+            if target.has_stop { "start" } else { "stop and start" }
+        );
+        let code = if target.has_stop { RefusalCode::CannotStart } else { RefusalCode::CannotStop };
+        refusals.add(code, name, format!("it runs, and {has} is not known"), next);
+    } else if !target.has_stop {
+        warnings
+            .push(format!("{name}: no stop command is known: it is shut down over its protocol, which a supervisor may undo"));
+    }
+    check_version(source, name, server, refusals, warnings);
+    check_slots(source, name, server, request, refusals, warnings);
+    if server.replicas > 0 {
+        if server.in_cluster {
+            let reason = format!(
+                "{} replicas follow it: stopped for longer than cluster-node-timeout it is failed over, and wiped when it comes back",
+                server.replicas
+            );
+            let next =
+                "stop its replicas first, or set cluster-replica-no-failover yes on them and name them no longer, then try again";
+            refusals.add(RefusalCode::HasReplicas, name, reason, next);
+        } else {
+            warnings.push(format!(
+                "{name}: its {} replicas copy everything from it again afterwards; Sentinel must not fail it over meanwhile",
+                server.replicas
+            ));
+        }
+    }
+    if request.discard_current && server.keys > 0 {
+        warnings.push(format!(
+            "{name}: its {} keys are not saved before it stops (--discard-current): a rollback brings back its last save",
+            server.keys
+        ));
+    }
+}
+
+/// A link that leads nowhere is no data: a store must not start on it as if it were empty.
+pub(super) fn check_links(
+    source: &SourceFacts,
+    target: &TargetFacts,
+    is_files: bool,
+    fit: &Fit,
+    request: &RestoreRequest,
+    refusals: &mut Refusals,
+    warnings: &mut Vec<String>,
+) {
+    let name = &target.node;
+    let is_append_only = fit.append_manifest.is_some() || fit.append_only.as_ref().is_some_and(|made| made.directory.is_some());
+    if !is_files && !is_append_only {
+        let reason =
+            "by links it would start empty whenever what they lead to is away, and it reads its whole dump at each start";
+        let next = format!("--method copy, or a clone: tintype clone {}/DATE/{} DIR", request.target_cluster, source.node);
+        refusals.add(RefusalCode::StartsEmpty, name, reason, next);
+    }
+    if target.guard == Guard::None && (target.has_start || !is_files) {
+        let directory = target.directory.as_ref().map_or_else(PathBuf::new, |directory| directory.path.clone());
+        let next = format!(
+            "let its start command be `tintype guard {} -- COMMAND`, or `systemctl start UNIT`, in [clusters.{}.nodes.{name}]",
+            directory.display(),
+            request.target_cluster
+        );
+        refusals.add(RefusalCode::NoGuard, name, "nothing would keep it from starting while its links lead nowhere", next);
+    } else if is_files {
+        warnings.push(format!(
+            "{name}: start its store by `tintype guard DIRECTORY -- COMMAND`, which refuses while its links lead nowhere"
+        ));
+    }
+}
+
+fn check_version(source: &SourceFacts, name: &str, server: &ServerFacts, refusals: &mut Refusals, warnings: &mut Vec<String>) {
+    let from = &source.description;
+    let shown = format!("{} {}", from.store, from.version);
+    match (rdb_version(&from.store, &from.version), rdb_version(&server.store, &server.version)) {
+        (Some(dump), Some(reads)) if dump > reads || (from.store != server.store && dump > 11) => {
+            let next = format!("restore into {shown} or newer");
+            refusals.add(
+                RefusalCode::DumpTooNew,
+                name,
+                format!("it is {} {}, and cannot load what {shown} wrote", server.store, server.version),
+                next,
+            );
+        }
+        (Some(_), Some(_)) => {}
+        _ => warnings.push(format!("{name}: whether {} {} loads what {shown} wrote is not known", server.store, server.version)),
+    }
+}
+
+fn show_slots(slots: &[(u16, u16)]) -> String {
+    if slots.is_empty() {
+        return "none".to_owned();
+    }
+    slots.iter().map(|(first, last)| format!("{first}-{last}")).collect::<Vec<_>>().join(",")
+}
+
+fn check_slots(
+    source: &SourceFacts,
+    name: &str,
+    server: &ServerFacts,
+    request: &RestoreRequest,
+    refusals: &mut Refusals,
+    warnings: &mut Vec<String>,
+) {
+    let stored = &source.description.slots;
+    if server.in_cluster && stored != &server.slots {
+        let reason = format!(
+            "{} was stored with slots {}, and the target has {}: its keys could not be reached",
+            source.node,
+            show_slots(stored),
+            show_slots(&server.slots)
+        );
+        let next =
+            format!("map it to the node of {} with those slots: --map {}=TARGET_NODE", request.target_cluster, source.node);
+        refusals.add(RefusalCode::SlotsDiffer, name, reason, next);
+    } else if !server.in_cluster && !stored.is_empty() && *stored != [(0, 16383)] {
+        warnings.push(format!("{name}: it gets the slots {} of a cluster only", show_slots(stored)));
+    }
+}
+
+pub(super) fn check_age(
+    snapshot: &ClusterManifest,
+    target: &TargetFacts,
+    directory: &DirectoryFacts,
+    request: &RestoreRequest,
+    refusals: &mut Refusals,
+) {
+    let newer_file = directory.newest.filter(|newest| newest.0 > snapshot.cut_at.0);
+    let is_newer = match &target.server {
+        Some(server) if server.keys == 0 => false,
+        Some(server) => server.changes > 0 || server.saved_at > snapshot.cut_at.seconds() || newer_file.is_some(),
+        None => newer_file.is_some(),
+    };
+    if is_newer && request.confirm.as_deref() != Some(request.target_cluster.as_str()) {
+        let reason = format!("it holds newer data than the snapshot of {}", snapshot.cut_at);
+        let next = format!("repeat with --confirm {} if that data is to be replaced", request.target_cluster);
+        refusals.add(RefusalCode::NewerData, &target.node, reason, next);
+    }
+}

@@ -1,0 +1,264 @@
+//! Making a restore by links one by files: each link is replaced by the verified file that it leads to.
+//!
+//! How it works: the file is made beside the link under a name of its own, from what an interrupted run has left there and
+//! from the snapshot's source; then the two names are exchanged, and only when it is the link that came out is it removed. So
+//! what the store has put in the link's place meanwhile (a new dump) or taken away (a table that it merged) stays as the store
+//! wants it. A store that holds the old file open goes on reading that.
+//!
+//! **Invariants.** A name leads to the same bytes before, during and after. What a run has left behind is taken up by the
+//! next. Nothing outside of the directory is written, whatever its links say.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, RenameFlags};
+use rustix::io::Errno;
+
+use super::fresh_directory::{FreshDirectory, Owner};
+use super::place_file::{PlaceProgress, Placing};
+use super::restore_error::RestoreError;
+use crate::base::Pace;
+use crate::model::ids::BlockId;
+use crate::model::manifest::FileKind;
+use crate::model::names::TreePath;
+use crate::repo::{NodeTree, RepoError, SnapshotSource};
+
+/// Behind the name of a file that is being made. Stores pass over names that begin with a dot.
+const SUFFIX: &str = ".tintype-hydrate";
+
+/// A link of a restore.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Where it stands in the data directory.
+    pub path: TreePath,
+    /// The file of the node that it leads to.
+    pub source: TreePath,
+}
+
+/// The links below `directory` that lead to what is served at `served`; none where there is no such directory.
+pub fn links_into(directory: &Path, served: &Path) -> std::io::Result<Vec<Link>> {
+    let mut found = Vec::new();
+    walk(directory, &mut |path, kind| {
+        if kind.is_symlink()
+            && let Ok(target) = std::fs::read_link(directory.join(path.to_path_buf()))
+            && let Ok(source) = target.strip_prefix(served)
+            && let Ok(source) = TreePath::new(source.as_os_str().as_bytes().to_vec())
+        {
+            found.push(Link { path, source });
+        }
+    })?;
+    Ok(found)
+}
+
+/// Removes what runs have left behind whose links the store has meanwhile replaced or taken away.
+pub fn clear_leavings(directory: &Path) -> Result<(), RestoreError> {
+    let mut left = Vec::new();
+    let listed = walk(directory, &mut |path, kind| {
+        let name = path.file_name();
+        if kind.is_file() && name.starts_with(b".") && name.ends_with(SUFFIX.as_bytes()) {
+            left.push(path);
+        }
+    });
+    listed.map_err(RestoreError::file("list", directory))?;
+    if left.is_empty() {
+        return Ok(());
+    }
+    let fresh = FreshDirectory::in_use(directory, Owner::Ourselves)?;
+    left.iter().try_for_each(|path| fresh.remove(path))
+}
+
+/// Everything below a directory but directories, no link followed; nothing where there is no such directory.
+fn walk(directory: &Path, visit: &mut dyn FnMut(TreePath, std::fs::FileType)) -> std::io::Result<()> {
+    let mut waiting = vec![TreePath::root()];
+    while let Some(inside) = waiting.pop() {
+        let entries = match std::fs::read_dir(directory.join(inside.to_path_buf())) {
+            // A directory that goes while it is looked at has no links any more.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            let Ok(path) = inside.join(entry.file_name().as_bytes()) else { continue };
+            let Ok(kind) = entry.file_type() else { continue };
+            if kind.is_dir() { waiting.push(path) } else { visit(path, kind) }
+        }
+    }
+    Ok(())
+}
+
+/// Replaces the links of a directory; how many were. To be run again until there are none: a store may have moved some.
+pub async fn hydrate(
+    directory: &Path,
+    served: &Path,
+    source: Arc<dyn SnapshotSource>,
+    tree: NodeTree,
+    pace: Option<Pace>,
+    progress: Arc<PlaceProgress>,
+) -> Result<u64, RestoreError> {
+    let meta = directory.metadata().map_err(RestoreError::file("look at", directory))?;
+    let is_root = rustix::process::geteuid().is_root();
+    let owner = if is_root { Owner::Fixed(meta.uid(), meta.gid()) } else { Owner::Ourselves };
+    let fresh = Arc::new(FreshDirectory::in_use(directory, owner)?);
+    let placing = Arc::new(Placing::new(source, tree, fresh.clone(), progress, pace));
+    let links = links_into(directory, served).map_err(RestoreError::file("list", directory))?;
+    let mut originals: HashMap<(BlockId, u32), TreePath> = HashMap::new();
+    let mut replaced = 0;
+    for link in links {
+        let placed = placing.source.entry(&placing.tree, &link.source).await?;
+        let placed = placed.filter(|placed| placed.entry.kind == FileKind::File).ok_or_else(|| RepoError::NotFound {
+            what: format!("{}/{}, which {} leads to", placing.what(), link.source, link.path),
+        })?;
+        let made = beside(&link.path)?;
+        // What has the same content is on this disk since its turn.
+        let content = placed.entry.content.as_ref().map(|content| (content.id, content.block_bytes));
+        let original = content.and_then(|content| originals.get(&content)).and_then(|path| fresh.open_file(path).ok());
+        placing.place_file(placed, made.clone(), original).await?;
+        if exchange(&fresh, &made, &link.path, &served.join(link.source.to_path_buf()))? {
+            originals.extend(content.map(|content| (content, link.path.clone())));
+            replaced += 1;
+        }
+    }
+    Ok(replaced)
+}
+
+fn beside(path: &TreePath) -> Result<TreePath, RestoreError> {
+    let name = [b".".as_slice(), path.file_name(), SUFFIX.as_bytes()].concat();
+    path.parent()
+        .unwrap_or_default()
+        .join(&name)
+        .map_err(|error| RestoreError::refused(path.to_string(), format!("no file can be made beside it: {error}")))
+}
+
+/// Puts the file at `made` in the place of the link, if the link is still there; whether it was.
+fn exchange(fresh: &FreshDirectory, made: &TreePath, link: &TreePath, target: &Path) -> Result<bool, RestoreError> {
+    let parent = fresh.parent_of(link)?;
+    let shown = fresh.path().join(link.to_path_buf());
+    let (made_name, name) = (name_of(made), name_of(link));
+    let leads = |name: &std::ffi::OsStr| leads_to(&parent, name, target);
+    let mut is_replaced = false;
+    if leads(name) {
+        match rustix::fs::renameat_with(&parent, made_name, &parent, name, RenameFlags::EXCHANGE) {
+            Ok(()) if leads(made_name) => is_replaced = true,
+            // The store was quicker by less than a microsecond: what it has put there goes back.
+            Ok(()) => rustix::fs::renameat_with(&parent, made_name, &parent, name, RenameFlags::EXCHANGE)
+                .map_err(RestoreError::file("give back", &shown))?,
+            Err(Errno::NOENT) => {}
+            // A file system that cannot exchange.
+            Err(Errno::INVAL | Errno::NOSYS) => {
+                rustix::fs::renameat(&parent, made_name, &parent, name).map_err(RestoreError::file("replace", &shown))?;
+                return sync(parent, &shown).map(|()| true);
+            }
+            Err(error) => return Err(RestoreError::file("replace", &shown)(error)),
+        }
+    }
+    rustix::fs::unlinkat(&parent, made_name, AtFlags::empty()).map_err(RestoreError::file("remove", &shown))?;
+    sync(parent, &shown)?;
+    Ok(is_replaced)
+}
+
+fn name_of(path: &TreePath) -> &std::ffi::OsStr {
+    std::ffi::OsStr::from_bytes(path.file_name())
+}
+
+fn leads_to(parent: &OwnedFd, name: &std::ffi::OsStr, target: &Path) -> bool {
+    rustix::fs::readlinkat(parent, name, Vec::new()).is_ok_and(|found| found.as_bytes() == target.as_os_str().as_bytes())
+}
+
+fn sync(parent: OwnedFd, shown: &Path) -> Result<(), RestoreError> {
+    File::from(parent).sync_all().map_err(RestoreError::file("write the directory of", shown))
+}
+
+/// A process that holds files of a mount open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Holder {
+    /// Its number.
+    pub process: u32,
+    /// What it is called.
+    pub name: String,
+    /// How many of them, open or mapped.
+    pub files: usize,
+}
+
+/// Who holds files below `served` open or mapped, of those processes that we may look at.
+pub fn holders(served: &Path) -> Vec<Holder> {
+    let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let numbers = processes.flatten().filter_map(|process| process.file_name().to_str()?.parse::<u32>().ok());
+    let look = |process: u32| {
+        let root = PathBuf::from(format!("/proc/{process}"));
+        // The kernel's own words: nothing below the mount is looked at.
+        let open = std::fs::read_dir(root.join("fd")).into_iter().flatten().flatten();
+        let open = open.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        let maps = std::fs::read_to_string(root.join("maps")).unwrap_or_default();
+        let mapped = maps.lines().filter_map(|line| line.find('/').map(|at| PathBuf::from(&line[at..])));
+        let mut files: Vec<_> = open.chain(mapped).filter(|path| path.starts_with(served)).collect();
+        files.sort();
+        files.dedup();
+        let name = std::fs::read_to_string(root.join("comm")).unwrap_or_default().trim().to_owned();
+        (!files.is_empty()).then_some(Holder { process, name, files: files.len() })
+    };
+    numbers.filter_map(look).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(text: &str) -> TreePath {
+        TreePath::new(text).expect("legal")
+    }
+
+    #[test]
+    fn links_are_found_by_where_they_lead() {
+        let root = tempfile::tempdir().expect("a directory");
+        let (data, served) = (root.path().join("data"), root.path().join("served"));
+        std::fs::create_dir_all(data.join("sub")).expect("makes");
+        for (name, target) in [("a", served.join("x/a")), ("sub/b", served.join("b")), ("c", root.path().join("other/c"))] {
+            std::os::unix::fs::symlink(target, data.join(name)).expect("links");
+        }
+        std::fs::write(data.join("d"), "plain").expect("writes");
+        let mut found = links_into(&data, &served).expect("lists");
+        found.sort_by(|a, b| a.path.cmp(&b.path));
+        let pairs: Vec<_> = found.into_iter().map(|link| (link.path, link.source)).collect();
+        assert_eq!(pairs, [(path("a"), path("x/a")), (path("sub/b"), path("b"))]);
+        assert_eq!(links_into(&root.path().join("none"), &served).expect("is none"), []);
+    }
+
+    #[test]
+    fn what_the_store_has_put_in_the_place_of_a_link_stays() {
+        let root = tempfile::tempdir().expect("a directory");
+        let fresh = FreshDirectory::in_use(root.path(), Owner::Ourselves).expect("opens");
+        let (link, made, target) = (path("dump"), path(".dump.tintype-hydrate"), Path::new("/served/dump"));
+        let at = |path: &TreePath| root.path().join(path.to_path_buf());
+        let make = || std::fs::write(at(&made), "old").expect("writes");
+        // It is a link: it is replaced.
+        std::os::unix::fs::symlink(target, at(&link)).expect("links");
+        make();
+        assert!(exchange(&fresh, &made, &link, target).expect("exchanges"));
+        assert_eq!(std::fs::read_to_string(at(&link)).expect("reads"), "old");
+        // It is a file of the store's, a link of somebody else's, or gone: nothing changes.
+        std::fs::write(at(&link), "new").expect("writes");
+        make();
+        assert!(!exchange(&fresh, &made, &link, target).expect("leaves it"));
+        assert_eq!(std::fs::read_to_string(at(&link)).expect("reads"), "new");
+        std::fs::remove_file(at(&link)).expect("removes");
+        make();
+        assert!(!exchange(&fresh, &made, &link, target).expect("leaves it"));
+        assert!(at(&link).symlink_metadata().is_err() && at(&made).symlink_metadata().is_err());
+    }
+
+    #[test]
+    fn who_holds_a_file_open_or_mapped_is_found() {
+        let root = tempfile::tempdir().expect("a directory");
+        let root = root.path().canonicalize().expect("resolves");
+        std::fs::write(root.join("file"), "x").expect("writes");
+        assert_eq!(holders(&root), []);
+        let _open = File::open(root.join("file")).expect("opens");
+        let found = holders(&root);
+        assert_eq!((found.len(), found[0].process, found[0].files), (1, std::process::id(), 1));
+    }
+}

@@ -1,0 +1,452 @@
+//! Restores by links: stores start on them at once, do not start while they lead nowhere, and get files of their own.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::clone::process_of;
+use super::mount::{is_mounted, look};
+use super::{Home, noise, run};
+use crate::reader::python;
+use crate::support::command::tintype;
+use crate::support::effort::{Random, effort, tell};
+use crate::support::mount::wait_for;
+use crate::support::store::Store;
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/cli/stores.py");
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What serves the links of a directory. Dropping it leaves nothing mounted.
+struct Served<'a> {
+    home: &'a Home,
+    place: PathBuf,
+}
+
+impl<'a> Served<'a> {
+    fn of(home: &'a Home) -> Self {
+        let listed = home.run(&["--json", "clones"]).json();
+        let place = listed["clones"][0]["clone"]["mountpoint"].as_str().expect("is served");
+        Self { home, place: place.into() }
+    }
+
+    fn record(&self) -> Value {
+        self.home.run(&["--json", "clones"]).json()["clones"][0]["clone"].clone()
+    }
+
+    /// Ends who serves it, as a crash would.
+    fn kill(&self) {
+        let id = self.record()["id"].as_str().expect("has one").to_owned();
+        let process = process_of(&id).expect("is served");
+        let process = rustix::process::Pid::from_raw(process.cast_signed()).expect("a number");
+        rustix::process::kill_process(process, rustix::process::Signal::KILL).expect("ours");
+        wait_for("its end", PATIENCE, || process_of(&id).is_none());
+    }
+
+    fn wait_gone(&self) {
+        wait_for("the end of what served the links", PATIENCE, || !is_mounted(&self.place) && !self.place.exists());
+        wait_for("the end of its record", PATIENCE, || {
+            self.home.run(&["--json", "clones"]).json()["clones"].as_array().is_some_and(Vec::is_empty)
+        });
+    }
+}
+
+impl Drop for Served<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.home.path("state/mount.log")).unwrap_or_default();
+            tell(&format!("the daemon's log:\n{log}"));
+        }
+        if is_mounted(&self.place) {
+            let _left = self.home.run(&["unmount", &self.place.display().to_string()]);
+        }
+    }
+}
+
+/// The links below a directory.
+fn links(directory: &Path) -> usize {
+    let found = run(Command::new("find").arg(directory).args(["-type", "l"]));
+    found.done().text().lines().count()
+}
+
+fn stores(arguments: &[&str]) {
+    run(Command::new("timeout").args(["-k", "2", "500"]).arg(python()).arg("-B").arg(SCRIPT).args(arguments)).done();
+}
+
+#[test]
+fn stores_start_on_links_which_become_files() {
+    let home = Home::with_repository();
+    let (count, more) = (effort(20_000, 200_000), effort(5000, 1_000_000));
+    std::fs::create_dir(home.path("data")).expect("a directory");
+    stores(&["make", &home.text("data"), &count.to_string()]);
+    home.snapshot(&[]);
+    let ran = home.run(&["restore", "demo/latest/data", "--directory", "placed", "--method", "link", "--no-hydrate"]);
+    assert!(ran.done().text().contains("tintype guard"), "{}", ran.text());
+    let (placed, served) = (home.text("placed"), Served::of(&home));
+    let linked = links(&home.path("placed"));
+    assert!(linked >= 4, "{linked} tables of two stores");
+    home.run(&["guard", &placed]).done();
+    stores(&["check", &placed, &count.to_string()]);
+    for store in ["leveldb", "rocksdb", "sqlite"] {
+        stores(&["write", &placed, store, &count.to_string(), &(count + more).to_string()]);
+        stores(&["check", &placed, &(count + more).to_string(), store]);
+    }
+    // Nothing is written to what is served, and nothing of it came to the snapshot.
+    assert_eq!(look(&["touch", &served.place.join("new").display().to_string()]).code, Some(1));
+    home.run(&["hydrate", &placed]).done();
+    assert_eq!(links(&home.path("placed")), 0);
+    served.wait_gone();
+    stores(&["check", &placed, &(count + more).to_string()]);
+    assert_eq!(home.run(&["hydrate", &placed]).code, Some(4));
+    home.run(&["restore", "demo/latest/data", "--directory", "again"]).done();
+    stores(&["check", &home.text("again"), &count.to_string()]);
+}
+
+/// A node of a few files as large tables have, restored by links.
+fn linked(options: &[&str]) -> Home {
+    let home = Home::with_repository();
+    for (seed, name) in
+        (1..).zip(["data/000001.sst", "data/sub/CURRENT", "data/sub/000002.ldb", "data/CURRENT", "data/000003.sst"])
+    {
+        home.data(name, 3_000_000, seed);
+    }
+    home.snapshot(&[]);
+    home.run(&[&["restore", "demo/latest/data", "--directory", "placed", "--method", "link"], options].concat()).done();
+    home
+}
+
+fn compare(home: &Home) {
+    look(&["diff", "-r", &home.text("data"), &home.text("placed")]).done();
+}
+
+#[test]
+fn a_guard_refuses_while_links_lead_nowhere_and_runs_the_store_otherwise() {
+    let home = linked(&["--no-hydrate"]);
+    let served = Served::of(&home);
+    let marker = home.text("started");
+    let guarded = || home.run(&["guard", &home.text("placed"), "--", "touch", &marker]);
+    assert_eq!(links(&home.path("placed")), 3);
+    served.kill();
+    let refused = guarded();
+    refused.refused(1, &["3 of 3 links lead nowhere", "tintype clones --serve"]);
+    assert!(!home.path("started").exists());
+    assert!(home.run(&["status"]).done().text().contains("does not answer"));
+    home.run(&["clones", "--serve"]).done();
+    guarded().done();
+    assert!(home.path("started").exists());
+    compare(&home);
+    // Who has no right to read our configuration may start the store all the same.
+    run(Command::new(tintype()).args(["guard", &home.text("placed")]).env_clear().env("TINTYPE_CONFIG", "/nonexistent")).done();
+    assert!(home.run(&["unclone", &served.place.display().to_string(), "--yes"]).err.contains("tintype hydrate"));
+    home.run(&["hydrate", &home.text("placed")]).done();
+    served.wait_gone();
+    compare(&home);
+}
+
+#[test]
+fn a_hydration_that_is_killed_goes_on_and_an_old_file_that_is_open_keeps_it_served() {
+    let mut random = Random::begin("hydration");
+    for round in 0..effort(2, 20) {
+        let home = linked(&["--hydrate-rate", "4MiB"]);
+        let served = Served::of(&home);
+        let held = std::fs::File::open(home.path("placed/000003.sst")).expect("opens");
+        std::thread::sleep(random.duration(Duration::from_secs(2)));
+        served.kill();
+        // What it was about to make is beside the link, under a name of its own; no name leads to anything else.
+        home.run(&["clones", "--serve"]).done();
+        compare_without_leavings(&home);
+        // A linked table that the store has merged meanwhile is not brought back, and what it made anew is not replaced.
+        std::fs::remove_file(home.path("placed/sub/000002.ldb")).expect("was there");
+        std::fs::remove_file(home.path("placed/000001.sst")).expect("was there");
+        std::fs::write(home.path("placed/000001.sst"), noise(1000, 9)).expect("writes");
+        let ran = home.run(&["--json", "hydrate", &home.text("placed"), "--rate", "100MiB"]);
+        let said = ran.json();
+        // The old daemon's handle died with it, the new one's table is open again.
+        let again = std::fs::File::open(home.path("placed/000003.sst")).expect("opens");
+        drop((held, again));
+        assert_eq!((links(&home.path("placed")), said["links"].as_u64()), (0, Some(0)), "round {round}: {said}");
+        served.wait_gone();
+        assert!(!home.path("placed/sub/000002.ldb").exists(), "round {round}");
+        assert_eq!(std::fs::read(home.path("placed/000001.sst")).expect("reads"), noise(1000, 9), "round {round}");
+        assert_eq!(std::fs::read(home.path("placed/000003.sst")).expect("reads"), noise(3_000_000, 5), "round {round}");
+        let names = run(Command::new("find").arg(home.path("placed")).args(["-name", "*tintype*"]));
+        assert_eq!(names.done().text(), "", "round {round}");
+    }
+}
+
+fn compare_without_leavings(home: &Home) {
+    look(&["diff", "-r", "--exclude=.*", &home.text("data"), &home.text("placed")]).done();
+}
+
+#[test]
+fn who_holds_an_old_file_open_is_told_and_waited_for() {
+    let home = linked(&["--no-hydrate"]);
+    let served = Served::of(&home);
+    let held = std::fs::File::open(home.path("placed/000003.sst")).expect("opens");
+    let said = home.run(&["--json", "hydrate", &home.text("placed")]).json();
+    let holder = said["held_by"].as_str().expect("somebody holds it").to_owned();
+    assert!(holder.contains(&format!("process {}", std::process::id())), "{holder}");
+    assert_eq!(links(&home.path("placed")), 0);
+    let status = home.run(&["status"]);
+    assert!(status.done().text().contains("still holds old ones open"), "{}", status.text());
+    // Read as before, though nothing leads to it any more.
+    let mut bytes = vec![0; 1000];
+    std::os::unix::fs::FileExt::read_exact_at(&held, &mut bytes, 2_000_000).expect("reads");
+    assert_eq!(bytes, noise(3_000_000, 5)[2_000_000..2_001_000]);
+    drop(held);
+    served.wait_gone();
+    compare(&home);
+}
+
+/// A configured Redis whose start command is guarded.
+struct Guarded {
+    home: Home,
+    store: Store,
+}
+
+impl Guarded {
+    fn new(settings: &str) -> Self {
+        Self::started_by(settings, |store| {
+            let guard = [tintype().display().to_string(), "guard".to_owned(), store.data.display().to_string(), "--".to_owned()];
+            [&guard[..], &store.site().start[..]].concat()
+        })
+    }
+
+    fn started_by(settings: &str, start: impl FnOnce(&Store) -> Vec<String>) -> Self {
+        let (home, store) = (Home::with_repository(), Store::new(settings));
+        let (site, start) = (store.site(), start(&store));
+        home.private(
+            "tintype.toml",
+            &format!(
+                "state_directory = {:?}\n[clusters.prod.nodes.node-1]\naddress = \"redis://127.0.0.1:{}\"\ndata_directory = {:?}\nstop = {:?}\nstart = {start:?}\n",
+                home.path("state"),
+                store.port,
+                store.data,
+                site.stop,
+            ),
+        );
+        store.start();
+        Self { home, store }
+    }
+
+    fn fill(&self, keys: usize) {
+        let mut pipeline = redis::pipe();
+        for key in 0..keys {
+            pipeline.cmd("SET").arg(format!("key:{key}")).arg(noise(200, key as u64)).ignore();
+        }
+        pipeline.query::<()>(&mut self.store.try_connection().expect("connects")).expect("writes");
+    }
+}
+
+#[test]
+fn a_redis_with_append_only_files_is_restored_by_links_rolled_back_and_settled() {
+    for capture in ["replication", "aof"] {
+        let guarded = Guarded::new("save \"\"\nappendonly yes");
+        let (home, store) = (&guarded.home, &guarded.store);
+        guarded.fill(2000);
+        store.command(&["BGREWRITEAOF"]);
+        wait_for("a base", PATIENCE, || store.data.join("appendonlydir/appendonly.aof.2.base.rdb").exists());
+        guarded.fill(3000);
+        home.run(&["snapshot", "prod", "--capture", capture]).done();
+        store.command(&["FLUSHALL"]);
+        store.command(&["SET", "which", "live"]);
+        let restore = ["restore", "prod/latest", "--method", "link", "--no-hydrate", "--yes", "--confirm", "prod"];
+        let ran = home.run(&restore);
+        assert!(ran.done().text().contains("3000 keys"), "{capture}: {}", ran.text());
+        let served = Served::of(home);
+        assert!(links(&store.data) >= 1, "{capture}");
+        assert_eq!((store.keys(), store.get("which")), (3000, None), "{capture}");
+
+        // What it writes is there after a restart, and nothing of it went to what is linked.
+        store.command(&["SET", "which", "linked"]);
+        assert!(store.run("stop").status.success());
+        store.start();
+        assert_eq!((store.keys(), store.get("which").as_deref()), (3001, Some("linked")), "{capture}");
+
+        // What the links lead to dies under it: the store goes on, and does not start again without it.
+        served.kill();
+        assert_eq!(store.get("which").as_deref(), Some("linked"), "{capture}");
+        assert!(store.run("stop").status.success());
+        home.run(&["guard", &store.data.display().to_string(), "--", "true"]).refused(1, &["lead nowhere"]);
+        // Not even where nobody asks the guard: the server misses its base, and does not begin empty.
+        let _refused = store.run("start");
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(store.try_connection().is_none(), "{capture}: {}", store.log());
+        home.run(&["clones", "--serve"]).done();
+        store.start();
+        assert_eq!(store.keys(), 3001, "{capture}");
+
+        home.run(&["rollback", "prod", "--yes"]).done();
+        assert_eq!((store.keys(), store.get("which").as_deref()), (1, Some("live")), "{capture}");
+        assert!(is_mounted(&served.place), "{capture}: the restored directory is kept, with its links");
+        home.run(&["settle", "prod", "--yes"]).done();
+        served.wait_gone();
+
+        // Again, and this time for good: in the background, without a word.
+        let hydrated = ["restore", "prod/latest", "--method", "link", "--yes", "--confirm", "prod"];
+        home.run(&hydrated).done();
+        let served = Served::of(home);
+        served.wait_gone();
+        assert_eq!((store.keys(), links(&store.data)), (3000, 0), "{capture}");
+        assert!(store.run("stop").status.success());
+        store.start();
+        assert_eq!(store.keys(), 3000, "{capture}");
+        home.run(&["settle", "prod", "--yes"]).done();
+    }
+}
+
+#[test]
+fn a_redis_that_would_start_empty_gets_no_links() {
+    let guarded = Guarded::new("save \"\"");
+    let (home, store) = (&guarded.home, &guarded.store);
+    guarded.fill(1000);
+    home.run(&["snapshot", "prod"]).done();
+    let refused = home.run(&["restore", "prod/latest", "--method", "link", "--yes", "--confirm", "prod"]);
+    assert!(refused.text().contains("--method copy, or a clone"), "{}", refused.text());
+    assert_eq!(refused.code, Some(1));
+    let refused = home.run(&["restore", "prod/latest/node-1", "--method", "link", "--directory", "placed"]);
+    refused.refused(2, &["node-1", "could make it start empty"]);
+    assert!(!home.path("placed").exists());
+    assert_eq!(store.keys(), 1000);
+    assert_eq!(store.kept(), Vec::<String>::new());
+}
+
+#[test]
+fn a_restore_by_links_that_is_killed_leaves_nothing_served_that_nobody_needs() {
+    let mut random = Random::begin("killed links");
+    let guarded = Guarded::new("save \"\"\nappendonly yes");
+    let (home, store) = (&guarded.home, &guarded.store);
+    guarded.fill(3000);
+    home.run(&["snapshot", "prod"]).done();
+    for round in 0..effort(4, 40) {
+        store.command(&["SET", "which", "live"]);
+        let arguments = ["restore", "prod/latest", "--method", "link", "--no-hydrate", "--yes", "--confirm", "prod"];
+        let mut child = home
+            .command(&arguments)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .expect("starts");
+        std::thread::sleep(random.duration(Duration::from_millis(900)));
+        child.kill().expect("ours");
+        child.wait().expect("ended");
+        // It goes on or begins anew, whatever was left.
+        if store.try_connection().is_none() {
+            wait_for("its end", PATIENCE, || {
+                store.run("start").status.success() && {
+                    store.wait();
+                    true
+                }
+            });
+        }
+        store.wait();
+        home.run(&arguments).done();
+        assert_eq!((store.keys(), store.get("which")), (3000, None), "round {round}");
+        for _ in 0..2 {
+            let ran = home.run(&["rollback", "prod", "--yes"]);
+            assert!(matches!(ran.code, Some(0 | 4)), "round {round}: {ran:?}");
+        }
+        let settled = home.run(&["settle", "prod", "--yes"]);
+        assert!(matches!(settled.code, Some(0 | 4)), "round {round}: {settled:?}");
+        let mut left = Value::Null;
+        wait_for("the end of what was served", PATIENCE, || {
+            left = home.run(&["--json", "clones"]).json()["clones"].clone();
+            let needed = links(&store.data);
+            left.as_array().is_some_and(|all| all.len() <= usize::from(needed > 0))
+        });
+        assert_eq!(store.kept(), Vec::<String>::new(), "round {round}: {left}");
+        if links(&store.data) > 0 {
+            home.run(&["hydrate", &store.data.display().to_string()]).done();
+        }
+        wait_for("the end of all", PATIENCE, || {
+            home.run(&["--json", "clones"]).json()["clones"].as_array().is_some_and(Vec::is_empty)
+        });
+    }
+}
+
+/// Units are systemd's, which no test runs under: a stand-in of `systemctl` does what it would do with their drop-ins.
+struct StandIn {
+    unit: String,
+    directory: tempfile::TempDir,
+}
+
+impl StandIn {
+    fn new() -> Self {
+        let unit = format!("tintype-test-{}.service", std::process::id());
+        Self { unit, directory: tempfile::tempdir().expect("a directory") }
+    }
+
+    fn drop_ins(&self) -> PathBuf {
+        Path::new("/etc/systemd/system").join(format!("{}.d", self.unit))
+    }
+
+    /// `systemctl start UNIT` runs what the drop-ins say first.
+    fn write(&self, start: &[String]) -> Vec<String> {
+        let path = self.directory.path().join("systemctl");
+        let text = format!(
+            "#!/bin/sh -e\n[ \"$1\" = start ] || {{ echo \"$@\" >> {0}/said; exit 0; }}\n\
+             for file in {1}/*.conf; do [ -e \"$file\" ] || continue; sed -n 's/^ExecStartPre=+//p' \"$file\" | sh -e; done\nexec {2}\n",
+            self.directory.path().display(),
+            self.drop_ins().display(),
+            start.join(" ")
+        );
+        std::fs::write(&path, text).expect("writes");
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("permits");
+        vec![path.display().to_string(), "start".to_owned(), self.unit.clone()]
+    }
+
+    fn run(&self, home: &Home, arguments: &[&str]) -> super::Ran {
+        let path = format!("{}:{}", self.directory.path().display(), std::env::var("PATH").unwrap_or_default());
+        run(home.command(arguments).env("PATH", path))
+    }
+}
+
+impl Drop for StandIn {
+    fn drop(&mut self) {
+        let _ours = std::fs::remove_dir_all(self.drop_ins());
+    }
+}
+
+#[test]
+fn a_unit_gets_a_drop_in_that_guards_it_for_as_long_as_there_are_links() {
+    let units = StandIn::new();
+    let guarded = Guarded::started_by("save \"\"\nappendonly yes", |store| units.write(&store.site().start));
+    let (home, store) = (&guarded.home, &guarded.store);
+    guarded.fill(2000);
+    home.run(&["snapshot", "prod"]).done();
+    store.command(&["FLUSHALL"]);
+    let restore = ["restore", "prod/latest", "--method", "link", "--no-hydrate", "--confirm", "prod"];
+    assert!(home.run(&restore).text().contains("gets a drop-in"));
+    assert!(!units.drop_ins().exists());
+    units.run(home, &[&restore[..], &["--yes"]].concat()).done();
+    assert_eq!(store.keys(), 2000);
+    let served = Served::of(home);
+    let drop_ins = || std::fs::read_dir(units.drop_ins()).map_or(0, Iterator::count);
+    assert_eq!(drop_ins(), 1);
+    let text = std::fs::read(units.drop_ins().read_dir().expect("lists").next().expect("one").expect("one").path());
+    let unit = format!(
+        "[Unit]\nDescription=test\n[Service]\nType=oneshot\nExecStart=/bin/true\n{}",
+        String::from_utf8_lossy(&text.expect("reads"))
+    );
+    let unit_file = home.path("guarded.service");
+    std::fs::write(&unit_file, unit).expect("writes");
+    let verified = run(Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&unit_file));
+    assert!(!verified.err.contains("guarded.service:"), "{}", verified.err);
+
+    // By way of the unit it does not start while its links lead nowhere.
+    assert!(store.run("stop").status.success());
+    served.kill();
+    let started = run(Command::new(units.directory.path().join("systemctl")).args(["start", &units.unit]));
+    assert!(started.code != Some(0) && store.try_connection().is_none(), "{started:?}");
+    units.run(home, &["clones", "--serve"]).done();
+    run(Command::new(units.directory.path().join("systemctl")).args(["start", &units.unit])).done();
+    store.wait();
+    assert_eq!(store.keys(), 2000);
+    units.run(home, &["hydrate", &store.data.display().to_string()]).done();
+    served.wait_gone();
+    assert_eq!(drop_ins(), 0);
+    let said = std::fs::read_to_string(units.directory.path().join("said")).expect("was told");
+    assert_eq!(said, "daemon-reload\ndaemon-reload\n");
+    home.run(&["settle", "prod", "--yes"]).done();
+}
