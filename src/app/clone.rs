@@ -268,7 +268,7 @@ pub async fn serve(session: &Session, id: Uuid, ready: Readiness) -> Result<(), 
     let saving = tokio::spawn(save_now_and_then(fs.clone()));
     let looked_after = async {
         match &record.links {
-            Some(_) => look_after(records.clone(), id, source, tree, link_state).await,
+            Some(_) => look_after(records.clone(), id, source.clone(), tree, link_state).await,
             None => std::future::pending().await,
         }
     };
@@ -293,7 +293,7 @@ pub async fn serve(session: &Session, id: Uuid, ready: Readiness) -> Result<(), 
     // Whoever unmounted it: what no link leads to is not served again.
     let record = records.get(id)?;
     if record.links.as_ref().is_some_and(|links| links.are_gone(&record.mountpoint)) {
-        let_go(session, &records, &record).await?;
+        let_go(&source.current(), &records, &record).await?;
     }
     Ok(())
 }

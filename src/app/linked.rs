@@ -17,11 +17,10 @@ use super::failure::Failure;
 use super::guard;
 use super::output::size;
 use super::renewal::Renewable;
-use super::wiring::Session;
 use crate::base::Pace;
 use crate::fuse::mounts::take_off;
 use crate::node::{Link, PlaceProgress, clear_leavings, holders, hydrate, links_into};
-use crate::repo::NodeTree;
+use crate::repo::{NodeTree, Repository};
 
 /// How often the links are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -167,7 +166,7 @@ pub fn held_by(served: &Path) -> String {
 }
 
 /// Lets go of everything that served links, the record last. What is served must be unmounted.
-pub(super) async fn let_go(session: &Session, records: &CloneRecords, record: &CloneRecord) -> Result<(), Failure> {
+pub(super) async fn let_go(repository: &Repository, records: &CloneRecords, record: &CloneRecord) -> Result<(), Failure> {
     if let Some(unit) = record.links.as_ref().and_then(|links| links.unit.as_ref()) {
         guard::remove(unit, &record.mountpoint).await?;
     }
@@ -175,8 +174,7 @@ pub(super) async fn let_go(session: &Session, records: &CloneRecords, record: &C
         clear_leavings(&links.directory)
             .map_err(|error| Failure::new("system", error.to_string()).hint("files named .*.tintype-hydrate in it may go"))?;
     }
-    let repository = session.repository().await?;
-    super::clone::forget(records, &repository, record).await?;
+    super::clone::forget(records, repository, record).await?;
     // Not empty, or gone: then it is not ours to remove.
     let _left = std::fs::remove_dir(&record.mountpoint);
     Ok(())

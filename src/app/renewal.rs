@@ -37,7 +37,8 @@ impl Renewable {
         Arc::new(Self { current: RwLock::new((repository, store)) })
     }
 
-    fn current(&self) -> Arc<Repository> {
+    /// The repository as it is opened now.
+    pub(super) fn current(&self) -> Arc<Repository> {
         self.current.read().unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 

@@ -179,6 +179,13 @@ pub async fn list(session: &Session, args: ClonesArgs) -> Result<Exit, Failure> 
         if args.serve && !is_up {
             match serve(session, &record).await {
                 Ok(_) => is_up = true,
+                // Nobody needs it any more, and who served it is taking it away.
+                Err(failure)
+                    if failure.code == "busy"
+                        && record.links.as_ref().is_some_and(|links| links.are_gone(&record.mountpoint)) =>
+                {
+                    is_up = true;
+                }
                 Err(failure) => {
                     failed += 1;
                     reason = Some(failure.to_string());

@@ -148,7 +148,7 @@ pub fn placed(records: &CloneRecords, served: &Path) -> Result<(), Failure> {
 pub async fn release(session: &Session, records: &CloneRecords, record: &CloneRecord) -> Result<(), Failure> {
     clones::unmount(record).await?;
     let _held = clones::let_go(record).await?;
-    let_go(session, records, record).await
+    let_go(session.repository().await?.as_ref(), records, record).await
 }
 
 /// Takes away what restores that died before their links were made have left.
