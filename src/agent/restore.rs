@@ -21,6 +21,8 @@ pub enum RestoreStep {
     Start,
     /// Comparing what was loaded.
     Check,
+    /// Looking again, once nobody can have failed it over any more.
+    Confirm,
     /// Going back to how it was.
     Undo,
 }
@@ -33,6 +35,7 @@ impl std::fmt::Display for RestoreStep {
             Self::Swap => "swapping the directories",
             Self::Start => "starting it",
             Self::Check => "checking it",
+            Self::Confirm => "looking at it again",
             Self::Undo => "going back",
         })
     }
@@ -84,6 +87,8 @@ pub trait RestoreNode: Send + Sync + Debug {
     async fn start(&self, plan: &NodePlan) -> Result<(), StepFailure>;
     /// Compares what was loaded with what was stored: keys, and whether that was the snapshot's own count.
     async fn check(&self, plan: &NodePlan) -> Result<(Option<u64>, bool), StepFailure>;
+    /// Sees whether it is still what was checked, and ends the restore of this node: there is no `undo` after it.
+    async fn confirm(&self, plan: &NodePlan) -> Result<(), StepFailure>;
     /// Goes back to how it was.
     async fn undo(&self, plan: &NodePlan) -> Result<(), StepFailure>;
 }

@@ -152,6 +152,8 @@ pub struct NodeConfig {
     pub ca_file: Option<PathBuf>,
     /// The store's directory, where it is on this host.
     pub data_directory: Option<PathBuf>,
+    /// It is a replica of this node: not stored, and emptied by a restore of its master, from which it synchronises again.
+    pub replica_of: Option<NodeName>,
     /// Stops the store.
     pub stop: Option<Vec<String>>,
     /// Starts the store.

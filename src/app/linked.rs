@@ -17,8 +17,11 @@ use super::failure::Failure;
 use super::guard;
 use super::output::size;
 use super::renewal::Renewable;
+use super::wiring::{Session, absolute_url};
 use crate::base::Pace;
+use crate::driver::files::ServedNode;
 use crate::fuse::mounts::take_off;
+use crate::model::names::ClusterName;
 use crate::node::{Link, PlaceProgress, clear_leavings, holders, hydrate, links_into};
 use crate::repo::{NodeTree, Repository};
 
@@ -67,6 +70,17 @@ impl LinkedRestore {
     pub fn links(&self, served: &Path) -> std::io::Result<Vec<Link>> {
         self.places().iter().map(|place| links_into(place, served)).collect::<Result<Vec<_>, _>>().map(|all| all.concat())
     }
+}
+
+/// What is served for links on this host; those of `cluster` in this repository may be referred to.
+pub fn served(session: &Session, cluster: &ClusterName) -> Result<Vec<ServedNode>, Failure> {
+    let url = absolute_url(session.url()?);
+    let records = CloneRecords::open(session)?.all()?.into_iter().filter(|record| record.links.is_some());
+    let node = |record: CloneRecord| ServedNode {
+        stored: (record.cluster == *cluster && record.repository == url).then_some((record.snapshot, record.node)),
+        place: record.mountpoint,
+    };
+    Ok(records.map(node).collect())
 }
 
 /// What the process that looks after the links is about, in words.

@@ -14,7 +14,7 @@ use crate::base::{Accounts, Clock, SystemClock};
 use crate::driver::redis::{CaptureMode, Password, RedisDriver, RedisOptions, discover};
 use crate::driver::{
     StoreDriver,
-    files::{FilesDriver, FilesOptions},
+    files::{FilesDriver, FilesOptions, ServedNode},
 };
 use crate::model::names::{ClusterName, NodeName};
 use crate::model::snapshot_name::{DateQuery, SnapshotName};
@@ -251,6 +251,8 @@ impl Session {
         }
         if nodes.is_empty() {
             nodes = configured(cluster, config, &options)?;
+            // They hold what their masters hold.
+            nodes.retain(|node| node.config.replica_of.is_none());
         }
         if nodes.is_empty() {
             return Err(Failure::usage(format!("cluster {cluster} has no nodes"))
@@ -317,8 +319,8 @@ impl Session {
 }
 
 impl ClusterNode {
-    /// A driver for it.
-    pub fn driver(&self, clock: &Arc<dyn Clock>) -> Result<Box<dyn StoreDriver>, Failure> {
+    /// A driver for it; `served` is what restores by links have on this host.
+    pub fn driver(&self, clock: &Arc<dyn Clock>, served: &[ServedNode]) -> Result<Box<dyn StoreDriver>, Failure> {
         match (&self.redis, &self.directory) {
             (Some(options), _) => Ok(Box::new(RedisDriver::new(options.clone())?)),
             (None, Some(directory)) => {
@@ -327,6 +329,7 @@ impl ClusterNode {
                     directory: directory.clone(),
                     staging: None,
                     classes: Vec::new(),
+                    served: served.to_vec(),
                 };
                 Ok(Box::new(FilesDriver::new(options, clock.clone())))
             }
@@ -378,6 +381,14 @@ fn redis_options(
 fn redis_url(address: &str) -> String {
     let address = address.trim_end_matches('/');
     if address.contains("://") { address.to_owned() } else { format!("redis://{address}") }
+}
+
+/// The same repository for a process that works in another directory.
+pub fn absolute_url(url: &str) -> String {
+    if url.contains("://") {
+        return url.to_owned();
+    }
+    std::path::absolute(url).map_or_else(|_| url.to_owned(), |path| path.to_string_lossy().into_owned())
 }
 
 /// A node name for messages about an address.

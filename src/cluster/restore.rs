@@ -1,5 +1,8 @@
 //! A restore of several nodes: all are placed, then all stopped, all swapped, all started, all checked.
 //!
+//! Replicas are stopped before any master, so that none takes over, and started when every master has been checked; at last
+//! every node is looked at again, after the time in which a cluster could have failed it over.
+//!
 //! **Invariants.** No node is stopped before the files of all are placed, and none is swapped before all are stopped.
 //! When anything fails, every node is brought back to how it was found: the cluster holds the old state or the restored
 //! one, never some of each.
@@ -12,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::agent::restore::{NodeRestored, RestoreNode, RestoreStep, StepFailure};
-use crate::model::restore_plan::{NodePlan, RestorePlan};
+use crate::model::restore_plan::{Content, NodePlan, RestorePlan};
 
 /// How a restore of a cluster ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,13 +73,25 @@ pub async fn restore(
     if !report.failures.is_empty() {
         return report;
     }
-    match steps(&pairs, &mut report, on_step, is_cancelled).await {
+    let (replicas, masters): (Vec<Pair<'_>>, Vec<Pair<'_>>) =
+        pairs.iter().partition(|(plan, _)| plan.content == Content::Emptied);
+    let mut was_swapped = false;
+    match steps(&pairs, (&masters, &replicas), &mut report, &mut was_swapped, on_step, is_cancelled).await {
         Ok(()) => report.outcome = RestoreOutcome::Restored,
         Err(failures) => {
             report.failures = failures;
             on_step(RestoreStep::Undo);
-            let undone = join_all(pairs.iter().map(|(plan, node)| node.undo(plan))).await;
-            let stuck: Vec<_> = undone.into_iter().filter_map(Result::err).collect();
+            let mut stuck = Vec::new();
+            if was_swapped {
+                // None of them takes over while its master goes back.
+                stuck.extend(
+                    join_all(replicas.iter().map(|(plan, node)| node.stop(plan))).await.into_iter().filter_map(Result::err),
+                );
+            }
+            for nodes in [&masters, &replicas] {
+                stuck
+                    .extend(join_all(nodes.iter().map(|(plan, node)| node.undo(plan))).await.into_iter().filter_map(Result::err));
+            }
             report.outcome = if stuck.is_empty() { RestoreOutcome::Undone } else { RestoreOutcome::Stuck };
             report.failures.extend(stuck);
         }
@@ -86,7 +101,9 @@ pub async fn restore(
 
 async fn steps(
     pairs: &[Pair<'_>],
+    (masters, replicas): (&[Pair<'_>], &[Pair<'_>]),
     report: &mut RestoreReport,
+    was_swapped: &mut bool,
     on_step: OnStep<'_>,
     is_cancelled: &(dyn Fn() -> bool + Sync),
 ) -> Result<(), Vec<StepFailure>> {
@@ -103,19 +120,27 @@ async fn steps(
     }
     cancelled(RestoreStep::Stop)?;
     on_step(RestoreStep::Stop);
-    all(join_all(pairs.iter().map(|(plan, node)| node.stop(plan))).await)?;
+    all(join_all(replicas.iter().map(|(plan, node)| node.stop(plan))).await)?;
+    all(join_all(masters.iter().map(|(plan, node)| node.stop(plan))).await)?;
     cancelled(RestoreStep::Swap)?;
     on_step(RestoreStep::Swap);
+    *was_swapped = true;
     all(join_all(pairs.iter().map(|(plan, node)| node.swap(plan))).await)?;
-    on_step(RestoreStep::Start);
-    all(join_all(pairs.iter().map(|(plan, node)| node.start(plan))).await)?;
-    on_step(RestoreStep::Check);
-    for ((plan, _), (keys, is_compared)) in
-        pairs.iter().zip(all(join_all(pairs.iter().map(|(plan, node)| node.check(plan))).await)?)
-    {
-        let node = report.nodes.entry(plan.target.clone()).or_default();
-        (node.keys, node.is_compared) = (keys, is_compared);
+    for nodes in [masters, replicas] {
+        if nodes.is_empty() {
+            continue;
+        }
+        on_step(RestoreStep::Start);
+        all(join_all(nodes.iter().map(|(plan, node)| node.start(plan))).await)?;
+        on_step(RestoreStep::Check);
+        let checked = all(join_all(nodes.iter().map(|(plan, node)| node.check(plan))).await)?;
+        for ((plan, _), (keys, is_compared)) in nodes.iter().zip(checked) {
+            let node = report.nodes.entry(plan.target.clone()).or_default();
+            (node.keys, node.is_compared) = (keys, is_compared);
+        }
     }
+    on_step(RestoreStep::Confirm);
+    all(join_all(pairs.iter().map(|(plan, node)| node.confirm(plan))).await)?;
     Ok(())
 }
 

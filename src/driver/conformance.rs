@@ -113,6 +113,7 @@ pub async fn read(entries: Vec<CapturedEntry>) -> Vec<(TreePath, Vec<u8>)> {
                 assert_eq!(entry.kind, FileKind::Link, "{}", entry.path);
                 continue;
             }
+            CapturedContent::Stored(stored) => panic!("{}: {stored:?} is in no snapshot of this suite", entry.path),
             CapturedContent::Literal(bytes) => bytes,
             CapturedContent::SameAs(path) => {
                 let same = files.iter().find(|(earlier, _)| *earlier == path);

@@ -14,8 +14,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::io::AsyncRead;
 
+use crate::model::ids::SnapshotId;
 use crate::model::manifest::{CaptureProof, FileClass, FileKind, KeyCounts, NodeDescription, Ownership};
-use crate::model::names::TreePath;
+use crate::model::names::{NodeName, TreePath};
 
 pub mod conformance;
 pub mod control;
@@ -63,8 +64,21 @@ pub enum CapturedContent {
     Stream(Box<dyn CaptureStream>),
     /// The same bytes as another entry of this capture, which must come earlier in the list.
     SameAs(TreePath),
+    /// A file that is stored already: the directory has a link to where a snapshot of the same cluster is served.
+    Stored(StoredFile),
     /// A few bytes made by the driver, such as an AOF manifest.
     Literal(Vec<u8>),
+}
+
+/// A file of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredFile {
+    /// The snapshot.
+    pub snapshot: SnapshotId,
+    /// The node.
+    pub node: NodeName,
+    /// Where in the node.
+    pub path: TreePath,
 }
 
 impl Debug for CapturedContent {
@@ -74,6 +88,7 @@ impl Debug for CapturedContent {
             Self::LinkTarget(target) => f.debug_tuple("LinkTarget").field(target).finish(),
             Self::File { length_bytes, .. } => f.debug_struct("File").field("length_bytes", length_bytes).finish_non_exhaustive(),
             Self::Stream(_) => f.write_str("Stream"),
+            Self::Stored(stored) => f.debug_tuple("Stored").field(stored).finish(),
             Self::SameAs(path) => f.debug_tuple("SameAs").field(path).finish(),
             Self::Literal(bytes) => f.debug_struct("Literal").field("bytes", &bytes.len()).finish(),
         }

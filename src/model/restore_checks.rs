@@ -22,6 +22,86 @@ fn rdb_version(store: &str, version: &str) -> Option<u32> {
     }
 }
 
+/// Where its files are on this host, and whether we may work there.
+pub(super) fn check_place<'a>(
+    target: &'a TargetFacts,
+    request: &RestoreRequest,
+    refusals: &mut Refusals,
+) -> Option<&'a DirectoryFacts> {
+    let name = &target.node;
+    let Some(directory) = &target.directory else {
+        let next = format!(
+            "set data_directory in [clusters.{}.nodes.{name}] if its files are on this host, else run the restore there or use --directory",
+            request.target_cluster
+        );
+        refusals.add(RefusalCode::NotOnThisHost, name, "its data directory is not known to be on this host", next);
+        return None;
+    };
+    if let Some(fault) = &directory.fault {
+        let above = directory.resolved.parent().unwrap_or(&directory.resolved);
+        let next = format!("run as root, or as the owner of {} and let us write {}", directory.path.display(), above.display());
+        refusals.add(RefusalCode::ForeignDirectory, name, format!("{}: {fault}", directory.path.display()), next);
+    }
+    if let Some(fault) = &target.server_fault {
+        refusals.add(
+            RefusalCode::CannotAsk,
+            name,
+            fault.clone(),
+            "correct its address and password in the configuration, or stop it first",
+        );
+    }
+    Some(directory)
+}
+
+/// Replicas take over from a master that is away for longer than its cluster's node timeout, and then wipe it: all of them
+/// have to be known, so that they are stopped before it.
+pub(super) fn check_replicas(
+    master: &TargetFacts,
+    replicas: &[&TargetFacts],
+    request: &RestoreRequest,
+    refusals: &mut Refusals,
+    warnings: &mut Vec<String>,
+) {
+    let (name, cluster) = (&master.node, &request.target_cluster);
+    for replica in replicas {
+        let Some(server) = &replica.server else { continue };
+        let follows = server.follows.as_deref().filter(|_| server.in_cluster);
+        let is_its = server.role != "master"
+            && master.server.as_ref().is_none_or(|master| follows.is_none_or(|id| id == master.cluster_id));
+        if !is_its {
+            let next = format!(
+                "correct replica_of in [clusters.{cluster}.nodes.{}]; `CLUSTER NODES` shows who follows whom",
+                replica.node
+            );
+            refusals.add(RefusalCode::Replica, &replica.node, format!("it is no replica of {name} now"), next);
+        }
+        if !replica.has_start {
+            let next = format!("set stop and start in [clusters.{cluster}.nodes.{}]", replica.node);
+            refusals.add(RefusalCode::CannotStart, &replica.node, "it runs, and a start command is not known", next);
+        }
+    }
+    let Some(server) = &master.server else { return };
+    let known = replicas.iter().filter(|replica| replica.server.is_some()).count() as u64;
+    if server.replicas <= known {
+        return;
+    }
+    if server.in_cluster {
+        let reason = format!(
+            "{} replicas follow it, and {known} of them are configured and run: stopped for longer than cluster-node-timeout it is failed over, and wiped when it comes back",
+            server.replicas
+        );
+        let next = format!(
+            "name each under [clusters.{cluster}.nodes.NAME] with replica_of = \"{name}\", its data_directory, stop and start"
+        );
+        refusals.add(RefusalCode::HasReplicas, name, reason, next);
+    } else {
+        warnings.push(format!(
+            "{name}: {} replicas that are not configured copy everything from it again afterwards; Sentinel must not fail it over meanwhile",
+            server.replicas - known
+        ));
+    }
+}
+
 pub(super) fn check_server(
     source: &SourceFacts,
     target: &TargetFacts,
@@ -65,22 +145,6 @@ pub(super) fn check_server(
     }
     check_version(source, name, server, refusals, warnings);
     check_slots(source, name, server, request, refusals, warnings);
-    if server.replicas > 0 {
-        if server.in_cluster {
-            let reason = format!(
-                "{} replicas follow it: stopped for longer than cluster-node-timeout it is failed over, and wiped when it comes back",
-                server.replicas
-            );
-            let next =
-                "stop its replicas first, or set cluster-replica-no-failover yes on them and name them no longer, then try again";
-            refusals.add(RefusalCode::HasReplicas, name, reason, next);
-        } else {
-            warnings.push(format!(
-                "{name}: its {} replicas copy everything from it again afterwards; Sentinel must not fail it over meanwhile",
-                server.replicas
-            ));
-        }
-    }
     if request.discard_current && server.keys > 0 {
         warnings.push(format!(
             "{name}: its {} keys are not saved before it stops (--discard-current): a rollback brings back its last save",

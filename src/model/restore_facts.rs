@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -92,6 +93,9 @@ pub struct TargetFacts {
     pub node: String,
     /// Its data directory on this host; `None` where the configuration names none.
     pub directory: Option<DirectoryFacts>,
+    /// The node whose replica it is configured to be.
+    #[serde(default)]
+    pub replica_of: Option<String>,
     /// What its server said; `None`: it does not answer.
     pub server: Option<ServerFacts>,
     /// Why it could not be asked although something is there (password, rights): nothing is known then.
@@ -183,8 +187,17 @@ pub struct ServerFacts {
     pub directory: Option<PathBuf>,
     /// Its settings, named as in a manifest.
     pub settings: BTreeMap<String, String>,
+    /// A replica is connected to its master and has all of its data.
+    #[serde(default)]
+    pub link_is_up: bool,
     /// It is a node of a Redis Cluster.
     pub in_cluster: bool,
+    /// Its identity there.
+    #[serde(default)]
+    pub cluster_id: String,
+    /// Whose replica it is there.
+    #[serde(default)]
+    pub follows: Option<String>,
     /// `cluster_state:ok`, for cluster nodes.
     pub cluster_ok: bool,
     /// Inclusive ranges of its slots.
@@ -206,6 +219,12 @@ pub struct ServerFacts {
 }
 
 impl ServerFacts {
+    /// How long a master of its cluster may be away before it is failed over; 15 s where nobody says otherwise.
+    pub fn node_timeout(&self) -> Duration {
+        let said = self.settings.get("cluster-node-timeout").and_then(|text| text.parse().ok());
+        Duration::from_millis(said.unwrap_or(15_000))
+    }
+
     /// Where it looks for its data.
     pub fn layout(&self) -> StoreLayout {
         StoreLayout::from_settings(&self.settings, &self.version)

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::ids::SnapshotId;
 use super::manifest::{ClusterManifest, KeyCounts};
 use super::names::{ClusterName, NodeName};
-use super::restore_checks::{check_age, check_links, check_server};
+use super::restore_checks::{check_age, check_links, check_place, check_replicas, check_server};
 pub use super::restore_facts::{DirectoryFacts, Guard, RestoreRequest, ServerFacts, SourceFacts, StoreLayout, TargetFacts};
 use super::restore_fit::fit;
 use super::restore_pairs::pairs;
@@ -58,6 +58,9 @@ pub struct NodePlan {
     pub target: String,
     /// The directory that is replaced.
     pub directory: PathBuf,
+    /// What becomes of it.
+    #[serde(default)]
+    pub content: Content,
     /// How its files come there.
     #[serde(default)]
     pub method: Method,
@@ -99,6 +102,17 @@ pub struct NodePlan {
     pub before: Option<ServerFacts>,
     /// Keys to be found again.
     pub keys: Option<KeyCounts>,
+}
+
+/// What becomes of a node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Content {
+    /// It gets the stored files.
+    #[default]
+    Restored,
+    /// A replica of one that is restored: stopped before its master and emptied, started after it, and it synchronises again.
+    Emptied,
 }
 
 /// How a node's files come to the target.
@@ -222,8 +236,13 @@ impl RestorePlan {
         let mut refusals = Refusals(Vec::new());
         let mut warnings = Vec::new();
         let mut nodes = Vec::new();
-        for (source, target) in pairs(snapshot, sources, targets, request, &mut refusals) {
+        let (replicas, targets): (Vec<_>, Vec<_>) = targets.iter().cloned().partition(|target| target.replica_of.is_some());
+        for (source, target) in pairs(snapshot, sources, &targets, request, &mut refusals) {
+            let followers: Vec<_> =
+                replicas.iter().filter(|replica| replica.replica_of.as_deref() == Some(target.node.as_str())).collect();
+            check_replicas(target, &followers, request, &mut refusals, &mut warnings);
             nodes.extend(plan_node(id, snapshot, source, target, request, &mut refusals, &mut warnings));
+            nodes.extend(followers.into_iter().filter_map(|replica| plan_replica(id, source, replica, request, &mut refusals)));
         }
         if request.nodes.is_empty() {
             let used: BTreeSet<_> = nodes.iter().map(|node| node.target.as_str()).collect();
@@ -232,8 +251,8 @@ impl RestorePlan {
                 warnings.push(format!("not touched: {}", left.join(", ")));
             }
         }
-        nodes.sort_by(|a: &NodePlan, b| a.target.cmp(&b.target));
-        check_shared_space(&nodes, targets, &mut refusals);
+        nodes.sort_by(|a: &NodePlan, b| (a.content, &a.target).cmp(&(b.content, &b.target)));
+        check_shared_space(&nodes, &targets, &mut refusals);
         Self {
             id,
             cluster: snapshot.cluster.clone(),
@@ -263,27 +282,7 @@ fn plan_node(
     warnings: &mut Vec<String>,
 ) -> Option<NodePlan> {
     let name = &target.node;
-    let Some(directory) = &target.directory else {
-        let next = format!(
-            "set data_directory in [clusters.{}.nodes.{name}] if its files are on this host, else run the restore there or use --directory",
-            request.target_cluster
-        );
-        refusals.add(RefusalCode::NotOnThisHost, name, "its data directory is not known to be on this host", next);
-        return None;
-    };
-    if let Some(fault) = &directory.fault {
-        let above = directory.resolved.parent().unwrap_or(&directory.resolved);
-        let next = format!("run as root, or as the owner of {} and let us write {}", directory.path.display(), above.display());
-        refusals.add(RefusalCode::ForeignDirectory, name, format!("{}: {fault}", directory.path.display()), next);
-    }
-    if let Some(fault) = &target.server_fault {
-        refusals.add(
-            RefusalCode::CannotAsk,
-            name,
-            fault.clone(),
-            "correct its address and password in the configuration, or stop it first",
-        );
-    }
+    let directory = check_place(target, request, refusals)?;
     let is_files = snapshot.store == "files" || source.description.store == "files";
     if let Some(server) = &target.server {
         check_server(source, target, server, directory, request, refusals, warnings);
@@ -303,16 +302,12 @@ fn plan_node(
     let carried = if is_files { Vec::new() } else { directory.carried.clone() };
     let carried_bytes = if is_files { 0 } else { directory.carried_bytes };
     let bytes = placed_bytes + made_bytes + carried_bytes;
-    let stop = match &target.server {
-        None => StopKind::NotRunning,
-        Some(_) if target.has_stop => StopKind::Command,
-        Some(_) => StopKind::Protocol,
-    };
     Some(NodePlan {
         id,
         source: source.node.clone(),
         target: name.clone(),
         directory: directory.resolved.clone(),
+        content: Content::Restored,
         method: request.method,
         swap: if directory.is_mountpoint { SwapKind::Entries } else { SwapKind::Rename },
         files,
@@ -325,12 +320,58 @@ fn plan_node(
         owner: directory.exists.then_some(directory.owner),
         fit,
         carried,
-        stop,
+        stop: stop_of(target),
         guard: target.guard.clone(),
         start: target.has_start && !is_files,
         save_first: !request.discard_current,
         before: target.server.clone(),
         keys: source.keys,
+    })
+}
+
+fn stop_of(target: &TargetFacts) -> StopKind {
+    match &target.server {
+        None => StopKind::NotRunning,
+        Some(_) if target.has_stop => StopKind::Command,
+        Some(_) => StopKind::Protocol,
+    }
+}
+
+/// A replica of a node that is restored from `source`.
+fn plan_replica(
+    id: Uuid,
+    source: &SourceFacts,
+    target: &TargetFacts,
+    request: &RestoreRequest,
+    refusals: &mut Refusals,
+) -> Option<NodePlan> {
+    let directory = check_place(target, request, refusals)?;
+    Some(NodePlan {
+        id,
+        source: source.node.clone(),
+        target: target.node.clone(),
+        directory: directory.resolved.clone(),
+        content: Content::Emptied,
+        method: Method::Copy,
+        swap: if directory.is_mountpoint { SwapKind::Entries } else { SwapKind::Rename },
+        files: 0,
+        bytes: directory.carried_bytes,
+        linked_files: 0,
+        linked_bytes: 0,
+        free_bytes: directory.free_bytes,
+        begun_bytes: directory.begun_bytes,
+        replaced_bytes: directory.used_bytes,
+        owner: directory.exists.then_some(directory.owner),
+        fit: Fit::default(),
+        carried: directory.carried.clone(),
+        stop: stop_of(target),
+        guard: target.guard.clone(),
+        // One that was down stays so: it synchronises whenever somebody starts it.
+        start: target.has_start && target.server.is_some(),
+        // Its master has it all.
+        save_first: false,
+        before: target.server.clone(),
+        keys: None,
     })
 }
 

@@ -71,6 +71,7 @@ fn target(node: &str) -> TargetFacts {
             directory: Some(format!("/data/{node}").into()),
             ..ServerFacts::default()
         }),
+        replica_of: None,
         server_fault: None,
         has_stop: true,
         has_start: true,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::restore_plan::{Guard, Method, RestorePlan, StopKind, SwapKind};
+use super::restore_plan::{Content, Guard, Method, RestorePlan, StopKind, SwapKind};
 
 /// Bytes for people, in binary units.
 pub fn human_bytes(bytes: u64) -> String {
@@ -23,6 +23,12 @@ impl fmt::Display for RestorePlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "restore {}/{} (cut {}) into {}", self.cluster, self.date, self.cut_at, self.target_cluster)?;
         for node in &self.nodes {
+            if node.content == Content::Emptied {
+                let go = if node.start { "started after its master, and synchronises again" } else { "left as it is: stopped" };
+                writeln!(f, "  {} in {}", node.target, node.directory.display())?;
+                writeln!(f, "    replica  stopped first and emptied, what it has kept for rollback; {go}")?;
+                continue;
+            }
             writeln!(f, "  {} -> {} in {}", node.source, node.target, node.directory.display())?;
             writeln!(
                 f,
@@ -81,7 +87,11 @@ impl fmt::Display for RestorePlan {
         }
         if self.nodes.len() > 1 {
             let order: Vec<_> = self.nodes.iter().map(|node| node.target.as_str()).collect();
-            writeln!(f, "  all are placed first, then stopped, swapped and started together: {}", order.join(", "))?;
+            writeln!(
+                f,
+                "  all are placed first, then stopped, swapped and started together, masters before replicas: {}",
+                order.join(", ")
+            )?;
         }
         self.warnings.iter().try_for_each(|warning| writeln!(f, "  warning: {warning}"))?;
         self.refusals.iter().try_for_each(|refusal| writeln!(f, "  refused: {refusal}"))

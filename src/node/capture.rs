@@ -3,15 +3,18 @@
 //! **Invariants.** A stream is stored only after its own check passed. A file that changed while it was read fails the
 //! node: no torn file is ever stored as if it were whole.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::sync::Arc;
 
 use crate::driver::files::is_still;
-use crate::driver::{CapturedContent, CapturedEntry, DriverError, StoreDriver};
+use crate::driver::{CapturedContent, CapturedEntry, DriverError, StoreDriver, StoredFile};
 use crate::model::ids::SnapshotId;
 use crate::model::manifest::{FileClass, Fingerprint, KeyCounts};
 use crate::model::names::{ClusterName, NodeName};
-use crate::repo::{EntryMeta, NodeReceipt, NodeTree, NodeWriter, RepoError, Repository, WriterOptions};
+use crate::repo::{
+    EntryMeta, NodeReceipt, NodeTree, NodeWriter, PlacedEntry, RepoError, Repository, SnapshotSource, WriterOptions,
+};
 
 /// Where a node is stored.
 #[derive(Debug, Clone)]
@@ -52,6 +55,9 @@ pub struct StoredNode {
     pub checked: Vec<String>,
 }
 
+/// Nodes of other snapshots that links lead to.
+type Trees = HashMap<(SnapshotId, NodeName), NodeTree>;
+
 impl NodeCapture {
     /// Collects from the driver and stores everything. The node is not frozen any more.
     pub async fn upload(&self, driver: &mut dyn StoreDriver) -> Result<StoredNode, UploadError> {
@@ -64,9 +70,9 @@ impl NodeCapture {
             self.options.clone(),
         )
         .await?;
-        let (mut keys, mut checked) = (None, Vec::new());
+        let (mut keys, mut checked, mut trees) = (None, Vec::new(), Trees::new());
         for entry in driver.collect().await? {
-            if let Some(facts) = self.store(&mut writer, entry).await? {
+            if let Some(facts) = self.store(&mut writer, &mut trees, entry).await? {
                 keys = keys.or(facts.keys);
                 checked.extend(facts.checked);
             }
@@ -78,6 +84,7 @@ impl NodeCapture {
     async fn store(
         &self,
         writer: &mut NodeWriter,
+        trees: &mut Trees,
         entry: CapturedEntry,
     ) -> Result<Option<crate::driver::StreamFacts>, UploadError> {
         let CapturedEntry { path, class, mode, owner, modified_ns, block_bytes, content, .. } = entry;
@@ -86,6 +93,10 @@ impl NodeCapture {
             CapturedContent::Nothing => writer.add_directory(meta)?,
             CapturedContent::LinkTarget(target) => writer.add_link(meta, target)?,
             CapturedContent::SameAs(other) => writer.add_same(meta, class, &other)?,
+            CapturedContent::Stored(stored) => {
+                let placed = self.stored(trees, &stored).await?;
+                writer.add_stored(meta, &placed).await?;
+            }
             CapturedContent::Literal(bytes) => {
                 writer.add_stream(meta, class, block_bytes, &mut &bytes[..]).await?;
             }
@@ -115,6 +126,25 @@ impl NodeCapture {
             }
         }
         Ok(None)
+    }
+
+    /// What another snapshot of the cluster has.
+    async fn stored(&self, trees: &mut Trees, stored: &StoredFile) -> Result<PlacedEntry, UploadError> {
+        let absent =
+            || RepoError::NotFound { what: format!("{} of {} in snapshot {}", stored.path, stored.node, stored.snapshot) };
+        let key = (stored.snapshot, stored.node.clone());
+        let tree = match trees.get(&key) {
+            Some(tree) => tree.clone(),
+            None => {
+                let listed = self.repository.snapshots(&self.cluster).await?;
+                let listed = listed.into_iter().find(|listed| listed.uuid == stored.snapshot).ok_or_else(absent)?;
+                let manifest = SnapshotSource::manifest(self.repository.as_ref(), &listed).await?;
+                let tree = self.repository.open_node(&manifest, &stored.node).await?;
+                trees.insert(key, tree.clone());
+                tree
+            }
+        };
+        Ok(self.repository.entry(&tree, &stored.path).await?.ok_or_else(absent)?)
     }
 
     /// Reading a captured file or stream broke: the node is to blame, not the repository.

@@ -3,6 +3,7 @@
 //! **Invariants.** Until the swap the old directory is not touched; after it either the old or the restored one is in
 //! place whole. A step writes its record before it begins. Nothing is deleted but what a restore made or set aside.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -20,7 +21,8 @@ use super::swap::{Steps, note, settle, swap, swap_back};
 use crate::driver::NodeSite;
 use crate::driver::control::StoreControl;
 use crate::model::manifest::KeyCounts;
-use crate::model::restore_plan::{DirectoryFacts, Guard, Method, NodePlan, ServerFacts, StoreLayout, TargetFacts};
+use crate::model::names::TreePath;
+use crate::model::restore_plan::{Content, DirectoryFacts, Guard, Method, NodePlan, ServerFacts, StoreLayout, TargetFacts};
 use crate::repo::{NodeTree, RepoError, SnapshotSource};
 
 /// What was compared after the start.
@@ -195,7 +197,7 @@ impl LocalRestore {
         host: Option<&dyn MountHost>,
         record: &mut RestoreRecord,
     ) -> Result<PlaceReceipt, RestoreError> {
-        if plan.method == Method::Copy {
+        if plan.method == Method::Copy || plan.content == Content::Emptied {
             return self.place(plan, source, tree, None, record).await;
         }
         let nobody = || RestoreError::refused(&self.node, "nobody serves what its links would lead to");
@@ -232,7 +234,10 @@ impl LocalRestore {
             None => FreshDirectory::create(&record.fresh, owner, like)?,
         });
         let options = PlaceOptions { fit: Some(&plan.fit), root_mode, old: Some(&plan.directory), links };
-        let receipt = place(source, tree, fresh, options, self.progress.clone()).await?;
+        let receipt = match plan.content {
+            Content::Restored => place(source, tree, fresh, options, self.progress.clone()).await?,
+            Content::Emptied => place_nothing(&fresh, root_mode)?,
+        };
         if let Some(parent) = record.fresh.parent() {
             super::fresh_directory::sync_directory(parent)?;
         }
@@ -251,7 +256,7 @@ impl LocalRestore {
                     .before
                     .as_ref()
                     .ok_or_else(|| RestoreError::refused(&self.node, "it was started since the plan was made"))?;
-                if now.role != "master" || now.slots != before.slots {
+                if now.role != before.role || now.slots != before.slots {
                     return Err(RestoreError::refused(&self.node, "its role or its slots changed since the plan was made"));
                 }
                 if let Some(working) = self.working.lock().await.as_mut() {
@@ -300,11 +305,13 @@ impl LocalRestore {
 
     /// Compares what was loaded with what was stored.
     pub async fn check(&self, plan: &NodePlan) -> Result<CheckReceipt, RestoreError> {
-        let Some(server) = self.server.as_ref().filter(|_| plan.start) else {
-            return self.checked(CheckReceipt::default()).await;
-        };
+        let Some(server) = self.server.as_ref().filter(|_| plan.start) else { return Ok(CheckReceipt::default()) };
         let wrong = |reason: String| RestoreError::Wrong { node: self.node.clone(), reason };
         let mut now = server.wait_loaded(&plan.directory).await?;
+        if plan.content == Content::Emptied {
+            let now = server.wait_synchronised(&plan.directory).await?;
+            return Ok(CheckReceipt { keys: Some(now.keys), is_compared: false });
+        }
         if now.role != "master" {
             return Err(wrong("it came back as a replica: its master overwrites what was restored".to_owned()));
         }
@@ -318,17 +325,23 @@ impl LocalRestore {
             now = server.wait_cluster(&before.slots).await?;
             tracing::info!(node = %self.node, keys = now.keys, "the cluster is well again");
         }
-        self.checked(receipt).await
-    }
-
-    async fn checked(&self, receipt: CheckReceipt) -> Result<CheckReceipt, RestoreError> {
-        let (state, steps) = (self.state.clone(), self.steps.clone());
-        self.with_record(move |record| note(&state, record, Step::Checked, &steps)).await?;
-        *self.working.lock().await = None;
         Ok(receipt)
     }
 
-    /// Gives up, at any point before [`Self::check`] returned well: the old directory is in place again, and the server runs
+    /// Looks again after twice the time in which a cluster fails a master over, and ends the restore.
+    pub async fn confirm(&self, plan: &NodePlan) -> Result<(), RestoreError> {
+        let before = plan.before.as_ref().filter(|before| before.in_cluster && plan.content == Content::Restored);
+        if let (Some(server), Some(before)) = (self.server.as_ref().filter(|_| plan.start), before) {
+            tokio::time::sleep(before.node_timeout() * 2).await;
+            server.is_still_master(before).await?;
+        }
+        let (state, steps) = (self.state.clone(), self.steps.clone());
+        self.with_record(move |record| note(&state, record, Step::Checked, &steps)).await?;
+        *self.working.lock().await = None;
+        Ok(())
+    }
+
+    /// Gives up, at any point before [`Self::confirm`] returned well: the old directory is in place again, and the server runs
     /// again if it ran before. What was placed is deleted once a store may have seen it; until then it is kept for the next
     /// attempt. Fine when nothing was begun.
     pub async fn undo(&self, plan: &NodePlan) -> Result<(), RestoreError> {
@@ -374,12 +387,21 @@ impl LocalRestore {
         Ok(records)
     }
 
+    /// Stops a replica that is about to be rolled back, before its master is; whether it ran.
+    pub async fn halt(&self) -> Result<bool, RestoreError> {
+        let Some(found) = self.state.in_place(&self.cluster, &self.node)? else { return Ok(false) };
+        let Some(server) = self.server.as_ref().filter(|_| !self.site.start.is_empty()) else { return Ok(false) };
+        let Some(now) = server.running(&found.directory).await? else { return Ok(false) };
+        server.stop(&now, false).await.map(|()| true)
+    }
+
     /// Puts the directory from before the newest restore back; the restored one is kept aside until it is settled.
     /// `None` when there is nothing to go back to. The server runs afterwards if it ran before and can be started.
-    pub async fn roll_back(&self) -> Result<Option<RestoreRecord>, RestoreError> {
+    /// `was_halted`: it ran, until [`Self::halt`] was called for this.
+    pub async fn roll_back(&self, was_halted: bool) -> Result<Option<RestoreRecord>, RestoreError> {
         let Some(found) = self.state.in_place(&self.cluster, &self.node)? else { return Ok(None) };
         let _lock = self.state.lock(&found.directory)?;
-        let mut was_stopped = false;
+        let mut was_stopped = was_halted;
         if let Some(server) = &self.server
             && let Some(now) = server.running(&found.directory).await?
         {
@@ -413,6 +435,15 @@ impl LocalRestore {
         }
         Ok(count)
     }
+}
+
+/// A replica's directory: what it carries over comes later, and everything else from its master.
+fn place_nothing(fresh: &FreshDirectory, mode: Option<u32>) -> Result<PlaceReceipt, RestoreError> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let now_ns = i64::try_from(now.as_nanos()).unwrap_or(i64::MAX);
+    fresh.keep_only(&TreePath::root(), &HashSet::new())?;
+    fresh.finish_directory(&TreePath::root(), mode.unwrap_or(0o750), (0, 0), now_ns)?;
+    Ok(PlaceReceipt::default())
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, RestoreError> + Send + 'static) -> Result<T, RestoreError> {

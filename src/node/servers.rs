@@ -38,6 +38,8 @@ pub struct ServerLimits {
     pub answer: Duration,
     /// Loading without a byte of progress.
     pub stall: Duration,
+    /// For a replica to have everything of its master's: 100 GB at 50 MB/s take half an hour.
+    pub synchronised: Duration,
     /// For a cluster to be well again: twice the usual cluster-node-timeout, and the time to agree.
     pub cluster: Duration,
     /// Between the save and the stop writes are held back, and go again so long after we died. Renewed five times as often.
@@ -52,6 +54,7 @@ impl Default for ServerLimits {
             gone: seconds(120),
             answer: seconds(60),
             stall: seconds(120),
+            synchronised: seconds(3600),
             cluster: seconds(60),
             pause: seconds(10),
         }
@@ -243,6 +246,40 @@ impl Server {
                 return Err(late(what.0, what.1));
             }
             tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// Waits until a replica follows a master and has everything of it. One that lets go of it altogether is told at once.
+    pub async fn wait_synchronised(&self, directory: &Path) -> Result<ServerFacts, RestoreError> {
+        let until = Instant::now() + self.limits.synchronised;
+        loop {
+            // A full synchronisation ends with a load, in which it answers little.
+            let now = self.wait_loaded(directory).await?;
+            if now.role == "master" {
+                let reason = "it was emptied as a replica and came back as a master: put replicaof into its configuration";
+                return Err(RestoreError::Wrong { node: self.node.clone(), reason: reason.to_owned() });
+            }
+            if now.link_is_up {
+                return Ok(now);
+            }
+            if Instant::now() >= until {
+                let what = "it did not synchronise with its master".to_owned();
+                return Err(RestoreError::DeadlineExceeded { node: self.node.clone(), what, limit: self.limits.synchronised });
+            }
+            tokio::time::sleep(POLL * 4).await;
+        }
+    }
+
+    /// Nobody has taken over from it: it is a master with its slots.
+    pub async fn is_still_master(&self, before: &ServerFacts) -> Result<(), RestoreError> {
+        let wrong = |reason: &str| Err(RestoreError::Wrong { node: self.node.clone(), reason: reason.to_owned() });
+        match self.control.look().await? {
+            None => wrong("it ended after it had loaded; look at its log"),
+            Some(now) if now.role != "master" => {
+                wrong("it is a replica now: the cluster failed it over, and its new master overwrites what was restored")
+            }
+            Some(now) if now.slots != before.slots => wrong("its slots went to another node"),
+            Some(_) => Ok(()),
         }
     }
 

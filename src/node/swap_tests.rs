@@ -11,7 +11,7 @@ use super::restore_error::RestoreError;
 use super::swap::{RecoveredTo, Steps, recover, settle, swap, swap_back};
 use crate::model::ids::SnapshotId;
 use crate::model::names::NodeName;
-use crate::model::restore_plan::{Fit, Guard, Method, NodePlan, StopKind, SwapKind};
+use crate::model::restore_plan::{Content, Fit, Guard, Method, NodePlan, StopKind, SwapKind};
 
 struct Scene {
     _root: TempDir,
@@ -19,21 +19,21 @@ struct Scene {
     record: RestoreRecord,
 }
 
-type Content = BTreeMap<String, String>;
+type Files = BTreeMap<String, String>;
 
-fn old() -> Content {
+fn old() -> Files {
     [("dump.rdb", "old"), ("nodes.conf", "old"), ("appendonlydir/base", "old")]
         .map(|(name, text)| (name.to_owned(), text.to_owned()))
         .into()
 }
 
-fn new() -> Content {
+fn new() -> Files {
     [("dump.rdb", "new"), ("appendonlydir/base", "new"), ("appendonlydir/incr", "new")]
         .map(|(name, text)| (name.to_owned(), text.to_owned()))
         .into()
 }
 
-fn write(directory: &Path, content: &Content) {
+fn write(directory: &Path, content: &Files) {
     for (name, text) in content {
         let path = directory.join(name);
         std::fs::create_dir_all(path.parent().expect("it has one")).expect("makes");
@@ -41,8 +41,8 @@ fn write(directory: &Path, content: &Content) {
     }
 }
 
-fn read(directory: &Path) -> Content {
-    let mut content = Content::new();
+fn read(directory: &Path) -> Files {
+    let mut content = Files::new();
     let mut waiting = vec![PathBuf::new()];
     while let Some(inside) = waiting.pop() {
         for entry in std::fs::read_dir(directory.join(&inside)).expect("lists") {
@@ -77,6 +77,7 @@ fn scene(kind: SwapKind, has_old: bool) -> Scene {
         source: NodeName::new("node-1").expect("legal"),
         target: "node-1".to_owned(),
         directory,
+        content: Content::Restored,
         method: Method::Copy,
         swap: kind,
         files: 0,

@@ -17,6 +17,7 @@ mod redis_driver;
 mod restore;
 mod restore_kill;
 mod restore_owner;
+mod ring;
 mod semantics;
 mod support;
 mod user_mount;

@@ -365,7 +365,7 @@ async fn a_link_to_the_data_directory_stays_a_link() {
 async fn a_cluster_node_keeps_its_identity_and_takes_no_other_slots() {
     let dump = dump();
     let with_slots = |slots| NodeDescription { slots: vec![slots], ..description() };
-    let store_ = Store::new("cluster-enabled yes");
+    let store_ = Store::new("cluster-enabled yes\ncluster-node-timeout 500");
     store_.start().command(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
     let wrong = store(&[("dump.rdb", &dump)], with_slots((0, 5460)), counts(1001)).await;
     let prepared = prepare(&wrong, &store_.target(), &request(), &store_).await;

@@ -119,7 +119,7 @@ async fn clusters(session: &Session, source: &SourceArgs) -> Vec<Check> {
 
 /// Everything that a snapshot does before it pauses anything.
 async fn node(node: &ClusterNode, clock: &Arc<dyn Clock>) -> Result<String, Failure> {
-    let mut driver = node.driver(clock)?;
+    let mut driver = node.driver(clock, &[])?;
     let described = driver.describe().await;
     let prepared = match &described {
         Ok(_) => driver.prepare(Duration::from_secs(2), Duration::from_secs(1)).await,

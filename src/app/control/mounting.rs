@@ -11,7 +11,7 @@ use super::super::control_args::{MountArgs, UnmountArgs};
 use super::super::daemon::{self, MountRequest};
 use super::super::failure::{Exit, Failure};
 use super::super::mount::{self, Readiness};
-use super::super::wiring::Session;
+use super::super::wiring::{Session, absolute_url};
 
 /// The daemons' log in the state directory.
 const LOG: &str = "mount.log";
@@ -108,14 +108,6 @@ fn daemon_command(session: &Session, args: &MountArgs, mountpoint: &Path) -> Res
         command.arg("--kernel-option").arg(option);
     }
     Ok(command)
-}
-
-/// The daemon works in `/`.
-pub(super) fn absolute_url(url: &str) -> String {
-    if url.contains("://") {
-        return url.to_owned();
-    }
-    std::path::absolute(url).map_or_else(|_| url.to_owned(), |path| path.to_string_lossy().into_owned())
 }
 
 /// Where the daemon logs to: a file in the state directory, or nowhere when that cannot be written.

@@ -34,6 +34,8 @@ pub struct RestoreTarget {
     pub node: NodeName,
     /// Its directory and commands.
     pub site: NodeSite,
+    /// The node whose replica it is.
+    pub replica_of: Option<NodeName>,
     /// How its server is reached; `None` for stores that are no Redis.
     pub server: Option<RedisOptions>,
 }
@@ -101,7 +103,10 @@ pub async fn prepare(
         let facts = sources.iter().find(|facts| facts.node.as_str() == node.node()).or(sources.first());
         facts.map(|facts| StoreLayout::from_settings(&facts.description.settings, &facts.description.version))
     };
-    let inspected: Vec<TargetFacts> = join_all(nodes.iter().map(|node| node.inspect(stored(node)))).await;
+    let mut inspected: Vec<TargetFacts> = join_all(nodes.iter().map(|node| node.inspect(stored(node)))).await;
+    for (facts, target) in inspected.iter_mut().zip(targets) {
+        facts.replica_of = target.replica_of.as_ref().map(ToString::to_string);
+    }
     let plan = RestorePlan::new(Uuid::new_v4(), &snapshot, &sources, &inspected, request);
     Ok(PreparedRestore { plan, source, snapshot, nodes, clock, host: None })
 }
@@ -175,11 +180,20 @@ pub fn kept(cluster: &str, targets: &[RestoreTarget], state: &StateDirectory) ->
 /// Puts the directories from before the newest restore back.
 pub async fn roll_back(cluster: &str, targets: &[RestoreTarget], state: &StateDirectory) -> anyhow::Result<Vec<NodeChange>> {
     let nodes = local(cluster, targets, state)?;
-    Ok(join_all(nodes.iter().map(|node| async {
-        let result = node.roll_back().await.map(|record| record.map(|record| Change::RolledBack(Box::new(record))));
+    let (replicas, masters): (Vec<_>, Vec<_>) = nodes.iter().zip(targets).partition(|(_, target)| target.replica_of.is_some());
+    // Replicas first, so that none takes over meanwhile; they are started last, on what they had.
+    let halted = join_all(replicas.iter().map(|(node, _)| node.halt())).await;
+    let change = async |node: &LocalRestore, was_halted: Result<bool, RestoreError>| {
+        let result = match was_halted {
+            Ok(was_halted) => node.roll_back(was_halted).await,
+            Err(error) => Err(error),
+        };
+        let result = result.map(|record| record.map(|record| Change::RolledBack(Box::new(record))));
         NodeChange { node: node.node().to_owned(), result }
-    }))
-    .await)
+    };
+    let mut changes = join_all(masters.iter().map(|(node, _)| change(node, Ok(false)))).await;
+    changes.extend(join_all(replicas.iter().zip(halted).map(|((node, _), halted)| change(node, halted))).await);
+    Ok(changes)
 }
 
 /// Deletes what restores have set aside.
@@ -255,6 +269,10 @@ impl RestoreNode for HostNode {
 
     async fn check(&self, plan: &NodePlan) -> Result<(Option<u64>, bool), StepFailure> {
         self.node.check(plan).await.map(|receipt| (receipt.keys, receipt.is_compared)).map_err(self.failed(RestoreStep::Check))
+    }
+
+    async fn confirm(&self, plan: &NodePlan) -> Result<(), StepFailure> {
+        self.node.confirm(plan).await.map_err(self.failed(RestoreStep::Confirm))
     }
 
     async fn undo(&self, plan: &NodePlan) -> Result<(), StepFailure> {

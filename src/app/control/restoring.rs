@@ -312,6 +312,7 @@ fn targets(session: &Session, cluster: &ClusterName, only: Option<&NodeName>) ->
             stop: node.config.stop.unwrap_or_default(),
             start: node.config.start.unwrap_or_default(),
         },
+        replica_of: node.config.replica_of,
         node: node.name,
         server: node.redis,
     };

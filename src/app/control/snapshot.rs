@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use super::super::config::Span;
 use super::super::control_args::SnapshotArgs;
 use super::super::failure::{Exit, Failure};
+use super::super::linked;
 use super::super::local_node::LocalNode;
 use super::super::output::{micros, size};
 use super::super::wiring::{ClusterNode, Session};
@@ -54,6 +55,7 @@ pub async fn run(session: &Session, args: SnapshotArgs) -> Result<Exit, Failure>
     let writing = WriterOptions::new(session.level(), session.uploads());
     let mut services: Vec<Box<dyn NodeService>> = Vec::new();
     let mut parents = Parents::new(repository.clone(), cluster.clone());
+    let served = linked::served(session, &cluster)?;
     for node in &nodes {
         let capture = NodeCapture {
             repository: repository.clone(),
@@ -63,7 +65,7 @@ pub async fn run(session: &Session, args: SnapshotArgs) -> Result<Exit, Failure>
             parent: parents.of(&node.name).await?,
             options: writing.clone(),
         };
-        services.push(Box::new(LocalNode::new(node.driver(&session.clock)?, capture)));
+        services.push(Box::new(LocalNode::new(node.driver(&session.clock, &served)?, capture)));
     }
     session.output.note(&format!("snapshot {uuid} of {cluster}: {} nodes", nodes.len()));
     let bar = session.output.bar("preparing");

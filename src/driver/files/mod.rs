@@ -11,11 +11,11 @@
 //! - Nothing but regular files is opened for reading: a FIFO, socket or device is refused by its kind alone.
 //! - Clones have no name, so none outlives the process.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,11 +26,12 @@ use rustix::fs::{Dir, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit};
 
-use super::{CaptureReceipt, CapturedContent, CapturedEntry, DriverError, FreezeReceipt, StoreDriver, ThawReceipt};
+use super::{CaptureReceipt, CapturedContent, CapturedEntry, DriverError, FreezeReceipt, StoreDriver, StoredFile, ThawReceipt};
 use crate::base::Clock;
 use crate::model::extent::{RANDOM_BLOCK_BYTES, SEQUENTIAL_BLOCK_BYTES};
+use crate::model::ids::SnapshotId;
 use crate::model::manifest::{CaptureProof, Consistency, FileClass, FileKind, Fingerprint, NodeDescription};
-use crate::model::names::TreePath;
+use crate::model::names::{NodeName, TreePath};
 use owners::Owners;
 
 mod owners;
@@ -61,6 +62,17 @@ pub struct FilesOptions {
     /// Classes by the ending of a file's name, the first that fits; all others are [`FileClass::Rewritten`], which is
     /// always right.
     pub classes: Vec<(String, FileClass)>,
+    /// What restores by links are served from on this host: links there are files, and not links, of the node.
+    pub served: Vec<ServedNode>,
+}
+
+/// A node of a snapshot that is served on this host for links.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServedNode {
+    /// Where.
+    pub place: PathBuf,
+    /// What, where its blocks may be referred to; `None`: it is read.
+    pub stored: Option<(SnapshotId, NodeName)>,
 }
 
 /// A plain directory as a node.
@@ -335,8 +347,7 @@ impl Walk<'_> {
         let meta = seen.metadata().map_err(|error| self.stop(&path, error))?;
         if meta.is_symlink() {
             let target = rustix::fs::readlinkat(&seen, "", Vec::new()).map_err(|error| self.stop(&path, error))?;
-            self.push(path, FileKind::Link, &meta, CapturedContent::LinkTarget(target.into_bytes()));
-            return Ok(None);
+            return self.link(path, target.into_bytes(), &meta).map(|()| None);
         }
         if meta.is_dir() {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -360,6 +371,34 @@ impl Walk<'_> {
         self.open_files += 1;
         self.file(path, file, &opened)?;
         Ok(None)
+    }
+
+    /// What a restore by links has left as a link is the file that it leads to.
+    fn link(&mut self, path: TreePath, target: Vec<u8>, meta: &Metadata) -> Result<(), Stop> {
+        let leads_to = Path::new(OsStr::from_bytes(&target));
+        let found = self.options.served.iter().find_map(|served| Some((served, leads_to.strip_prefix(&served.place).ok()?)));
+        let Some((served, inside)) = found else {
+            self.push(path, FileKind::Link, meta, CapturedContent::LinkTarget(target));
+            return Ok(());
+        };
+        if let Some((snapshot, node)) = served.stored.clone() {
+            let inside = TreePath::new(inside.as_os_str().as_bytes().to_vec());
+            let inside = inside.map_err(|error| Stop::Fault(refused(&self.options.node, error.to_string())))?;
+            let stored = StoredFile { snapshot, node, path: inside };
+            self.push(path, FileKind::File, meta, CapturedContent::Stored(stored));
+            return Ok(());
+        }
+        let file = File::open(leads_to).map_err(|error| {
+            Stop::Fault(refused(
+                &self.options.node,
+                format!("{path}: leads to {}, which is not served: {error}", leads_to.display()),
+            ))
+        })?;
+        let opened = file.metadata().map_err(|error| self.stop(&path, error))?;
+        let content = CapturedContent::File { file, length_bytes: opened.len(), fingerprint: None };
+        self.open_files += 1;
+        self.push(path, FileKind::File, &opened, content);
+        Ok(())
     }
 
     fn file(&mut self, path: TreePath, file: File, meta: &Metadata) -> Result<(), Stop> {

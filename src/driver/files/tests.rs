@@ -15,7 +15,13 @@ use crate::base::SystemClock;
 const MANY: u64 = 100_000;
 
 fn options(directory: &Path) -> FilesOptions {
-    FilesOptions { node: "node-1".to_owned(), directory: directory.to_owned(), staging: None, classes: Vec::new() }
+    FilesOptions {
+        node: "node-1".to_owned(),
+        directory: directory.to_owned(),
+        staging: None,
+        classes: Vec::new(),
+        served: Vec::new(),
+    }
 }
 
 fn capture(directory: &Path) -> Result<Vec<CapturedEntry>, DriverError> {

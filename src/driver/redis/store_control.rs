@@ -15,6 +15,8 @@ use crate::model::restore_plan::ServerFacts;
 
 /// Settings that decide where a server looks for its data.
 const SETTINGS: [&str; 6] = ["appendonly", "appenddirname", "appendfilename", "dbfilename", "save", "cluster-config-file"];
+/// The same, of nodes of a cluster.
+const CLUSTER_SETTINGS: [&str; 1] = ["cluster-node-timeout"];
 /// Limit for one whole save: 100 GB at 50 MB/s take half an hour.
 const SAVE_LIMIT: Duration = Duration::from_secs(3600);
 /// How often an append-only file is looked at until all of it is in the file.
@@ -58,6 +60,7 @@ impl RedisControl {
             pid: fields.number("process_id").and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0),
             is_loading: fields.flag("loading") || fields.flag("async_loading"),
             in_cluster: fields.flag("cluster_enabled"),
+            link_is_up: fields.get("master_link_status") == Some("up") && !fields.flag("master_sync_in_progress"),
             replicas: fields.number("connected_slaves").unwrap_or(0),
             keys: keys(&fields),
             changes: fields.number("rdb_changes_since_last_save").unwrap_or(0),
@@ -71,7 +74,8 @@ impl RedisControl {
             // Nearly every other command is refused until it has loaded.
             return Ok(facts);
         }
-        for name in SETTINGS {
+        let of_cluster = CLUSTER_SETTINGS.iter().filter(|_| facts.in_cluster);
+        for name in SETTINGS.iter().chain(of_cluster).copied() {
             if let Some(value) = control.setting(name).await? {
                 facts.settings.insert(name.to_owned(), value);
             }
@@ -83,7 +87,10 @@ impl RedisControl {
                 // Replicas that are down now count too: they may come back in the middle.
                 let followers = nodes.lines().filter(|line| line.split_whitespace().nth(3) == Some(&myself.id)).count() as u64;
                 facts.replicas = facts.replicas.max(followers);
+                let line = nodes.lines().find(|line| line.split_whitespace().next() == Some(&myself.id));
+                facts.follows = line.and_then(|line| line.split_whitespace().nth(3)).filter(|id| *id != "-").map(str::to_owned);
                 facts.slots = myself.slots;
+                facts.cluster_id = myself.id;
             }
             facts.cluster_ok = Fields::parse(&control.text(&["CLUSTER", "INFO"]).await?).get("cluster_state") == Some("ok");
         }

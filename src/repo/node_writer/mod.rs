@@ -26,7 +26,7 @@ use super::known::{Known, Parent};
 use super::pack_writer::PackWriter;
 use super::repository::Repository;
 use super::seal::{SealType, Sealer, sealed_bytes_max};
-use super::{NodeTree, RepoError, layout};
+use super::{NodeTree, PlacedEntry, RepoError, layout};
 use crate::base::buffers::{BufferPool, read_exact_at};
 use crate::model::extent::{Extent, LITERAL_BYTES_MAX, Segment};
 use crate::model::ids::{BlockId, SnapshotId};
@@ -207,6 +207,17 @@ impl NodeWriter {
         // The fingerprint stays the old one: it was the older capture that proved the times, and the page stays the same.
         self.push(entry(meta.clone(), FileKind::File, placed.entry.content.clone(), None), segments)?;
         Ok(true)
+    }
+
+    /// A file of another snapshot of the same cluster, without reading it.
+    pub async fn add_stored(&mut self, meta: EntryMeta, placed: &PlacedEntry) -> Result<(), RepoError> {
+        let Some(content) = &placed.entry.content else {
+            return Err(RepoError::Refused { what: meta.path.to_string(), reason: "what it leads to is no file".to_owned() });
+        };
+        let segments = self.repository.all_segments(&self.cluster, placed).await?;
+        self.options.progress.read_bytes.fetch_add(content.size_bytes, Ordering::Relaxed);
+        let content = FileContent { fingerprint: None, ..content.clone() };
+        self.push(entry(EntryMeta { mode: placed.entry.mode, ..meta }, FileKind::File, Some(content), None), segments)
     }
 
     /// The first `length_bytes` of an open file.

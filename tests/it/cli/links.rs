@@ -199,6 +199,36 @@ fn who_holds_an_old_file_open_is_told_and_waited_for() {
     compare(&home);
 }
 
+#[test]
+fn a_snapshot_of_a_linked_node_has_files_and_reads_nothing_of_what_is_stored() {
+    let home = linked(&["--no-hydrate"]);
+    let served = Served::of(&home);
+    let listed = |name: &str| {
+        let found = run(Command::new("find").arg(home.path(name)).args(["-mindepth", "1", "-printf", "%P %y %m %s %T@\\n"]));
+        let mut lines: Vec<_> = found.done().text().lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    // In the same cluster: nothing could be read, since nobody serves it.
+    served.kill();
+    let taken = home.run(&["--json", "snapshot", "demo", "--files", "placed", "--adopt"]).json();
+    assert_eq!((taken["total_bytes"].as_u64(), taken["new_bytes"].as_u64()), (Some(15_000_000), Some(6_000_000)), "{taken}");
+    home.run(&["verify", "demo/latest"]).done();
+    home.run(&["restore", "demo/latest/placed", "--directory", "again"]).done();
+    assert_eq!(listed("again"), listed("data"));
+    look(&["diff", "-r", &home.text("data"), &home.text("again")]).done();
+    // In another one, which may not refer to those blocks: they are read, and where they cannot be it is said.
+    home.run(&["snapshot", "other", "--files", "placed"]).refused(1, &["not served"]);
+    home.run(&["clones", "--serve"]).done();
+    home.run(&["snapshot", "other", "--files", "placed"]).done();
+    home.run(&["restore", "other/latest/placed", "--directory", "other"]).done();
+    look(&["diff", "-r", &home.text("data"), &home.text("other")]).done();
+    home.run(&["hydrate", &home.text("placed")]).done();
+    served.wait_gone();
+    let after = home.run(&["--json", "snapshot", "demo", "--files", "placed"]).json();
+    assert_eq!(after["new_bytes"].as_u64(), Some(0), "{after}");
+}
+
 /// A configured Redis whose start command is guarded.
 struct Guarded {
     home: Home,

@@ -142,6 +142,7 @@ impl Store {
         RestoreTarget {
             node: node.clone(),
             site: self.site(),
+            replica_of: None,
             server: Some(RedisOptions::new(node, format!("redis://127.0.0.1:{}", self.port))),
         }
     }
