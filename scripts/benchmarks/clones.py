@@ -159,6 +159,42 @@ def opened(bench):
     took, share = statistics.median(seconds), statistics.median(read)
     row(f"clone of a RocksDB of {size // MIB} MiB until it answered thrice", f"{took:.2f} s", f"{share * 100:.2f} % of the bytes",
         "3 s and 2 %", took < 3 and share < 0.02)
+    linked(bench, repository, size, count)
+
+
+def process_of_clone(clone):
+    """Who serves a clone."""
+    for number in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{number}/cmdline", "rb") as file:
+                if f"--clone\0{clone}\0".encode() in file.read():
+                    return int(number)
+        except OSError:
+            pass  # it has ended
+    raise RuntimeError(f"nobody serves the clone {clone}")
+
+
+def linked(bench, repository, size, count):
+    """The same directory restored by links: from the command to the third answer, and until every file is local."""
+    seconds, read, hydrated = [], [], []
+    for _ in range(RUNS):
+        place = bench.path("linked")
+        began = time.monotonic()
+        bench.run(repository, "restore", "stores/latest/rocksdb", "--directory", place, "--method", "link", "--no-hydrate")
+        subprocess.run([PYTHON, "-c", ASK, place, str(count)], check=True)
+        seconds.append(time.monotonic() - began)
+        answer, _, _ = bench.run(repository, "clones")
+        process = process_of_clone(answer["clones"][0]["clone"]["id"])
+        own = sum(entry.stat().st_size for entry in os.scandir(place) if not entry.is_symlink())
+        with open(f"/proc/{process}/io", encoding="utf-8") as file:
+            read.append((next(int(line.split()[1]) for line in file if line.startswith("rchar")) + own) / size)
+        _, took, _ = bench.run(repository, "hydrate", place)
+        hydrated.append(took)
+        shutil.rmtree(place)
+    took, share = statistics.median(seconds), statistics.median(read)
+    row(f"restore by links of a RocksDB of {size // MIB} MiB until it answered thrice", f"{took:.2f} s", f"{share * 100:.2f} % of the bytes",
+        "3 s and 2 %", took < 3 and share < 0.02)
+    row("the same, until every file was local", f"{statistics.median(hydrated):.2f} s", speed(size, statistics.median(hydrated)), "-", True)
 
 
 def loaded(bench):

@@ -15,6 +15,7 @@ use tokio::runtime::Handle;
 use uuid::Uuid;
 
 use super::failure::Failure;
+use super::guard;
 use super::linked::{LinkState, LinkedRestore, let_go, look_after};
 use super::mount::{MountError, MountOptions, Readiness, answers, prepare, serve_until, stop_signal, unmount};
 use super::mount_memory;
@@ -74,6 +75,9 @@ pub struct CloneRecord {
     pub owner: Option<(u32, u32)>,
     /// Memory for blocks.
     pub memory_bytes: Option<u64>,
+    /// The unit of systemd that has a drop-in, which keeps it from starting while this is not served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
     /// It is what links of a restore lead to: nobody writes to it, and it ends by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub links: Option<LinkedRestore>,
@@ -300,6 +304,9 @@ pub async fn serve(session: &Session, id: Uuid, ready: Readiness) -> Result<(), 
 
 /// Takes back what a clone needs, the record last.
 pub(super) async fn forget(records: &CloneRecords, repository: &Repository, record: &CloneRecord) -> Result<(), Failure> {
+    if let Some(unit) = &record.unit {
+        guard::remove(unit, &record.mountpoint).await?;
+    }
     match std::fs::remove_dir_all(&record.upper) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             return Err(Failure::new("system", format!("{}: {error}", record.upper.display())).hint("run it again"));

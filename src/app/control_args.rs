@@ -346,6 +346,8 @@ pub enum Method {
     Copy,
     /// Files that never change are links to the snapshot, fetched as they are read and made local in the background
     Link,
+    /// The directory becomes a writable copy-on-write clone of the snapshot
+    Clone,
 }
 
 /// `hydrate`

@@ -17,7 +17,9 @@ use super::mountpoint::within;
 use super::output::Output;
 
 /// What is served for links of `/var/lib/redis` is at `/var/lib/.redis.links-` and eight digits.
-const MARK: &str = ".links-";
+const LINKS: &str = ".links-";
+/// The same of a clone that took its place.
+const CLONE: &str = ".clone-";
 /// No link is waited for longer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Where drop-ins of this host's units are.
@@ -27,21 +29,50 @@ const DROP_IN: &str = "50-tintype-";
 
 /// Where the node is served that links of `directory` lead to.
 pub fn place(directory: &Path, id: Uuid) -> Option<PathBuf> {
+    beside(directory, LINKS, id)
+}
+
+/// Where the clone is that takes the place of `directory`.
+pub fn clone_place(directory: &Path, id: Uuid) -> Option<PathBuf> {
+    beside(directory, CLONE, id)
+}
+
+fn beside(directory: &Path, mark: &str, id: Uuid) -> Option<PathBuf> {
     let name = directory.file_name()?.to_string_lossy();
     // The end of a version 7 identity is random.
     let id = id.simple().to_string();
-    Some(directory.parent()?.join(format!(".{name}{MARK}{}", &id[24..])))
+    Some(directory.parent()?.join(format!(".{name}{mark}{}", &id[24..])))
 }
 
-fn is_served(target: &Path) -> bool {
+/// A clone that takes the place of a directory has a place like this.
+pub fn is_clone(place: &Path) -> bool {
+    is_served(place, CLONE)
+}
+
+fn is_served(target: &Path, mark: &str) -> bool {
     target.components().any(|component| {
         let name = component.as_os_str().to_string_lossy();
-        name.starts_with('.') && name.contains(MARK)
+        name.starts_with('.') && name.contains(mark)
     })
+}
+
+/// A clone is served: it is the root of a mount, and answers.
+fn is_clone_there(directory: PathBuf) -> bool {
+    let device = |path: &Path| std::fs::metadata(path).map(|meta| std::os::unix::fs::MetadataExt::dev(&meta));
+    let Ok(place) = directory.canonicalize() else { return false };
+    let Some(above) = place.parent() else { return false };
+    std::fs::read_dir(&place).is_ok() && matches!((device(&place), device(above)), (Ok(own), Ok(other)) if own != other)
 }
 
 /// Refuses while a link leads nowhere; runs the command otherwise, in our place.
 pub fn run(output: Output, args: &GuardArgs) -> Result<Exit, Failure> {
+    if std::fs::read_link(&args.directory).is_ok_and(|target| is_clone(&target)) {
+        let directory = args.directory.clone();
+        if !within(PATIENCE, move || is_clone_there(directory)).unwrap_or(false) {
+            let message = format!("{}: is a clone, and nobody serves it", args.directory.display());
+            return Err(Failure::new("away", message).hint("run `tintype clones --serve`"));
+        }
+    }
     let (links, broken) = look(&args.directory)?;
     if let Some(first) = broken.first() {
         let shown = args.directory.display();
@@ -69,7 +100,7 @@ fn look(directory: &Path) -> Result<(usize, Vec<PathBuf>), Failure> {
             let (path, kind) = (entry.path(), entry.file_type().map_err(|error| wrong(&inside, error))?);
             if kind.is_dir() {
                 waiting.push(path);
-            } else if kind.is_symlink() && std::fs::read_link(&path).is_ok_and(|target| is_served(&target)) {
+            } else if kind.is_symlink() && std::fs::read_link(&path).is_ok_and(|target| is_served(&target, LINKS)) {
                 links += 1;
                 let target = path.clone();
                 // Opened, since the kernel remembers what a file was also when nobody serves it any more.
@@ -87,7 +118,7 @@ fn look(directory: &Path) -> Result<(usize, Vec<PathBuf>), Failure> {
 /// One drop-in for each restore, so that the end of an older one takes nothing away from a newer one.
 fn drop_in(unit: &str, served: &Path) -> PathBuf {
     let name = served.file_name().unwrap_or_default().to_string_lossy();
-    let id = name.rsplit(MARK).next().unwrap_or_default().to_owned();
+    let id = name.rsplit('-').next().unwrap_or_default().to_owned();
     Path::new(UNITS).join(format!("{unit}.d")).join(format!("{DROP_IN}{id}.conf"))
 }
 
@@ -97,7 +128,7 @@ fn drop_in_text(program: &Path, directory: &Path) -> String {
         format!("\"{text}\"")
     };
     format!(
-        "# Made by tintype, and taken away again when no file is a link any more.\n\
+        "# Made by tintype, and taken away again when it is not needed any more.\n\
          [Unit]\nWants=tintype-clones.service\nAfter=tintype-clones.service\n\n\
          [Service]\nExecStartPre=+{} guard {}\n",
         quoted(program),
@@ -155,8 +186,8 @@ mod tests {
     fn what_is_served_for_links_is_known_by_its_name() {
         let place = place(Path::new("/var/lib/redis"), Uuid::now_v7()).expect("has a name");
         assert!(place.to_string_lossy().starts_with("/var/lib/.redis.links-"), "{}", place.display());
-        assert!(is_served(&place.join("dump.rdb")));
-        assert!(!is_served(Path::new("/var/lib/redis/links-1/dump.rdb")));
+        assert!(is_served(&place.join("dump.rdb"), LINKS));
+        assert!(!is_served(Path::new("/var/lib/redis/links-1/dump.rdb"), LINKS));
     }
 
     #[test]

@@ -14,7 +14,6 @@ use uuid::Uuid;
 
 use super::clone::{CloneRecord, CloneRecords};
 use super::failure::Failure;
-use super::guard;
 use super::output::size;
 use super::renewal::Renewable;
 use super::wiring::{Session, absolute_url};
@@ -44,8 +43,6 @@ pub struct LinkedRestore {
     pub is_hydrating: bool,
     /// No faster than this.
     pub bytes_per_second: Option<u64>,
-    /// The unit of systemd that has a drop-in.
-    pub unit: Option<String>,
 }
 
 impl LinkedRestore {
@@ -181,9 +178,6 @@ pub fn held_by(served: &Path) -> String {
 
 /// Lets go of everything that served links, the record last. What is served must be unmounted.
 pub(super) async fn let_go(repository: &Repository, records: &CloneRecords, record: &CloneRecord) -> Result<(), Failure> {
-    if let Some(unit) = record.links.as_ref().and_then(|links| links.unit.as_ref()) {
-        guard::remove(unit, &record.mountpoint).await?;
-    }
     if let Some(links) = &record.links {
         clear_leavings(&links.directory)
             .map_err(|error| Failure::new("system", error.to_string()).hint("files named .*.tintype-hydrate in it may go"))?;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::manifest::ClusterManifest;
 use super::restore_facts::{DirectoryFacts, Guard, RestoreRequest, ServerFacts, SourceFacts, TargetFacts, version_parts};
-use super::restore_plan::{Fit, RefusalCode, Refusals};
+use super::restore_plan::{Fit, Method, RefusalCode, Refusals};
 
 /// Newest RDB version that a server reads; `None` for versions we know nothing of.
 fn rdb_version(store: &str, version: &str) -> Option<u32> {
@@ -153,10 +153,10 @@ pub(super) fn check_server(
     }
 }
 
-/// A link that leads nowhere is no data: a store must not start on it as if it were empty.
-pub(super) fn check_links(
-    source: &SourceFacts,
+/// What is served and away is no data: a store must not start on its place as if it were empty.
+pub(super) fn check_served(
     target: &TargetFacts,
+    directory: &DirectoryFacts,
     is_files: bool,
     fit: &Fit,
     request: &RestoreRequest,
@@ -165,10 +165,14 @@ pub(super) fn check_links(
 ) {
     let name = &target.node;
     let is_append_only = fit.append_manifest.is_some() || fit.append_only.as_ref().is_some_and(|made| made.directory.is_some());
-    if !is_files && !is_append_only {
+    if request.method == Method::Clone && directory.is_mountpoint {
+        let next = "unmount it and restore into the directory below it, or say --method copy";
+        refusals.add(RefusalCode::Mountpoint, name, "a mountpoint cannot become a link to a clone", next);
+    }
+    if request.method == Method::Link && !is_files && !is_append_only {
         let reason =
             "by links it would start empty whenever what they lead to is away, and it reads its whole dump at each start";
-        let next = format!("--method copy, or a clone: tintype clone {}/DATE/{} DIR", request.target_cluster, source.node);
+        let next = "--method copy, or --method clone";
         refusals.add(RefusalCode::StartsEmpty, name, reason, next);
     }
     if target.guard == Guard::None && (target.has_start || !is_files) {
@@ -178,10 +182,10 @@ pub(super) fn check_links(
             directory.display(),
             request.target_cluster
         );
-        refusals.add(RefusalCode::NoGuard, name, "nothing would keep it from starting while its links lead nowhere", next);
+        refusals.add(RefusalCode::NoGuard, name, "nothing would keep it from starting while what is served for it is away", next);
     } else if is_files {
         warnings.push(format!(
-            "{name}: start its store by `tintype guard DIRECTORY -- COMMAND`, which refuses while its links lead nowhere"
+            "{name}: start its store by `tintype guard DIRECTORY -- COMMAND`, which refuses while what is served for it is away"
         ));
     }
 }

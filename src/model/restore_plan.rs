@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::ids::SnapshotId;
 use super::manifest::{ClusterManifest, KeyCounts};
 use super::names::{ClusterName, NodeName};
-use super::restore_checks::{check_age, check_links, check_place, check_replicas, check_server};
+use super::restore_checks::{check_age, check_place, check_replicas, check_served, check_server};
 pub use super::restore_facts::{DirectoryFacts, Guard, RestoreRequest, ServerFacts, SourceFacts, StoreLayout, TargetFacts};
 use super::restore_fit::fit;
 use super::restore_pairs::pairs;
@@ -124,6 +124,8 @@ pub enum Method {
     Copy,
     /// Files that never change are links to where the node is served; the rest is copied.
     Link,
+    /// The directory is a link to a writable clone beside it; nothing is copied.
+    Clone,
 }
 
 /// How the directories change places.
@@ -208,6 +210,7 @@ pub enum RefusalCode {
     NameTaken,
     StartsEmpty,
     NoGuard,
+    Mountpoint,
 }
 
 impl fmt::Display for Refusal {
@@ -293,10 +296,10 @@ fn plan_node(
     }
     check_age(snapshot, target, directory, request, refusals);
     let fit = if is_files { Fit::default() } else { fit(source, target, directory, refusals, warnings) };
-    if request.method == Method::Link {
-        check_links(source, target, is_files, &fit, request, refusals, warnings);
+    if request.method != Method::Copy {
+        check_served(target, directory, is_files, &fit, request, refusals, warnings);
     }
-    // The base of links is the dump's own link.
+    // The base of links and clones is the dump's own link.
     let made_bytes = if fit.append_only.is_some() && request.method == Method::Copy { source.totals.total_bytes } else { 0 };
     let (files, placed_bytes) = source.copied.unwrap_or((source.totals.files, source.totals.total_bytes));
     let carried = if is_files { Vec::new() } else { directory.carried.clone() };

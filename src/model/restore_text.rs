@@ -37,6 +37,14 @@ impl fmt::Display for RestorePlan {
                 node.files,
                 human_bytes(node.free_bytes)
             )?;
+            if node.method == Method::Clone {
+                writeln!(
+                    f,
+                    "    clone    {} in {} files, fetched as they are read",
+                    human_bytes(node.linked_bytes),
+                    node.linked_files
+                )?;
+            }
             if node.method == Method::Link {
                 writeln!(
                     f,
@@ -44,9 +52,11 @@ impl fmt::Display for RestorePlan {
                     human_bytes(node.linked_bytes),
                     node.linked_files
                 )?;
-                if let Guard::Unit(unit) = &node.guard {
-                    writeln!(f, "    guard    {unit} gets a drop-in that keeps it from starting while they lead nowhere")?;
-                }
+            }
+            if let Guard::Unit(unit) = &node.guard
+                && node.method != Method::Copy
+            {
+                writeln!(f, "    guard    {unit} gets a drop-in that keeps it from starting while that is away")?;
             }
             if node.begun_bytes > 0 {
                 writeln!(

@@ -8,10 +8,11 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
 use super::restore_error::RestoreError;
@@ -136,6 +137,22 @@ impl FreshDirectory {
         let parent = self.directory_of(path).ok()?;
         let name = std::ffi::OsStr::from_encoded(path.file_name());
         rustix::fs::readlinkat(&parent, name, Vec::new()).ok().map(std::ffi::CString::into_bytes)
+    }
+
+    /// Gives a file a second name, which must not be there.
+    pub fn make_second_name(&self, path: &TreePath, file: &TreePath) -> Result<(), RestoreError> {
+        let (from, to) = (self.directory_of(file)?, self.directory_of(path)?);
+        let name = |path: &TreePath| std::ffi::OsString::from_vec(path.file_name().to_vec());
+        rustix::fs::linkat(&from, name(file), &to, name(path), AtFlags::empty())
+            .map_err(RestoreError::file("link", &self.shown(path)))
+    }
+
+    /// Renames within the directory; nothing that exists is replaced.
+    pub fn rename(&self, old: &TreePath, new: &TreePath) -> Result<(), RestoreError> {
+        let (from, to) = (self.directory_of(old)?, self.directory_of(new)?);
+        let name = |path: &TreePath| std::ffi::OsString::from_vec(path.file_name().to_vec());
+        rustix::fs::renameat_with(&from, name(old), &to, name(new), RenameFlags::NOREPLACE)
+            .map_err(RestoreError::file("rename", &self.shown(old)))
     }
 
     /// Makes a file, readable by us alone until [`Self::finish_file`].
@@ -325,7 +342,6 @@ mod tests {
 
     #[test]
     fn special_bits_are_left_out_and_times_kept() {
-        use std::os::unix::fs::MetadataExt;
         let inside = tempfile::tempdir().expect("a directory");
         let fresh = FreshDirectory::create(&inside.path().join("fresh"), Owner::Ourselves, None).expect("makes");
         let file = fresh.make_file(&path("f")).expect("makes");

@@ -74,6 +74,9 @@ pub struct RestoreRecord {
     /// How the files come to the target.
     #[serde(default)]
     pub method: Method,
+    /// Where the clone is that takes the directory's place.
+    #[serde(default)]
+    pub clone: Option<PathBuf>,
     /// How the directories change places.
     pub swap: SwapKind,
     /// How far it is.
@@ -120,6 +123,7 @@ impl RestoreRecord {
             snapshot: Some(snapshot),
             fit: plan.fit.clone(),
             method: plan.method,
+            clone: None,
             directory: plan.directory.clone(),
             swap: plan.swap,
             step: Step::Staging,
@@ -234,11 +238,18 @@ impl StateDirectory {
                 continue;
             }
             let wrong = |reason: String| RestoreError::refused(path.display().to_string(), reason);
-            let length = std::fs::metadata(&path).map_err(RestoreError::file("read", &path))?.len();
-            if length > RECORD_BYTES_MAX {
-                return Err(wrong("it is too large for a record of a restore".to_owned()));
-            }
-            let text = std::fs::read(&path).map_err(RestoreError::file("read", &path))?;
+            let text = match std::fs::metadata(&path).map(|meta| meta.len()) {
+                Ok(length) if length > RECORD_BYTES_MAX => {
+                    return Err(wrong("it is too large for a record of a restore".to_owned()));
+                }
+                Ok(_) => std::fs::read(&path),
+                Err(error) => Err(error),
+            };
+            let text = match text {
+                // Another node's, forgotten since it was listed.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                text => text.map_err(RestoreError::file("read", &path))?,
+            };
             let record: RestoreRecord = serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
             if record.format != 1 {
                 return Err(wrong(format!("its format {} is newer than this program", record.format)));

@@ -1,4 +1,4 @@
-//! The port [`MountHost`]: who serves a node of a snapshot on this host for a restore by links.
+//! The port [`MountHost`]: who serves a node of a snapshot on this host for a restore by links or by a clone.
 
 use std::fmt::Debug;
 use std::path::{Path, PathBuf};
@@ -24,4 +24,16 @@ pub trait MountHost: Send + Sync + Debug {
 
     /// The links could not be made: nobody needs it.
     async fn release(&self, served: &Path);
+
+    /// Where a clone for this plan would be: beside the directory, and always the same.
+    fn clone_place(&self, plan: &NodePlan) -> Result<PathBuf, RestoreError>;
+
+    /// Serves a writable clone there, guarded as the plan says. It stays until it is unmade.
+    async fn make_clone(&self, plan: &NodePlan, tree: &NodeTree, place: &Path) -> Result<(), RestoreError>;
+
+    /// A clone that was made for a restore is, or was, at this place.
+    fn is_clone(&self, place: &Path) -> bool;
+
+    /// Takes a clone away with everything that was written to it; one that is not there is fine.
+    async fn remove_clone(&self, place: &Path) -> Result<(), RestoreError>;
 }

@@ -4,7 +4,7 @@
 //! place whole. A step writes its record before it begins. Nothing is deleted but what a restore made or set aside.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::sync::Mutex;
@@ -15,6 +15,7 @@ use super::mount_host::MountHost;
 use super::place_file::PlaceProgress;
 use super::restore_copy::{PlaceOptions, PlaceReceipt, place};
 use super::restore_error::RestoreError;
+use super::restore_link::fit_clone;
 use super::servers::{Server, ServerLimits, working_inode};
 use super::site::{carry_over, inspect_directory, used_bytes};
 use super::swap::{Steps, note, settle, swap, swap_back};
@@ -42,6 +43,7 @@ pub struct LocalRestore {
     site: NodeSite,
     server: Option<Server>,
     state: StateDirectory,
+    host: Option<Arc<dyn MountHost>>,
     steps: Arc<Steps>,
     progress: Arc<PlaceProgress>,
     working: Mutex<Option<Working>>,
@@ -56,13 +58,15 @@ struct Working {
 }
 
 impl LocalRestore {
-    /// A configured node. `control` is absent for stores that are no servers (plain directories).
+    /// A configured node. `control` is absent for stores that are no servers (plain directories), `host` where nothing is
+    /// served on this host.
     pub fn new(
         cluster: &str,
         node: &str,
         site: NodeSite,
         control: Option<Arc<dyn StoreControl>>,
         state: StateDirectory,
+        host: Option<Arc<dyn MountHost>>,
         limits: ServerLimits,
     ) -> Self {
         let server = control.map(|control| Server {
@@ -78,6 +82,7 @@ impl LocalRestore {
             site,
             server,
             state,
+            host,
             steps: Arc::default(),
             progress: Arc::default(),
             working: Mutex::new(None),
@@ -124,8 +129,9 @@ impl LocalRestore {
                 .or(stored)
                 .filter(|_| self.server.is_some());
             let (looked, state) = (path.clone(), self.state.clone());
+            let is_clone = self.clone_at(&path).is_some();
             let look = move || {
-                let mut seen = inspect_directory(&looked, layout.as_ref())?;
+                let mut seen = inspect_directory(&looked, layout.as_ref(), is_clone)?;
                 for left in state.records()?.into_iter().filter(|left| left.is_begun() && left.directory == seen.resolved) {
                     seen.begun_bytes += used_bytes(&left.fresh);
                 }
@@ -140,7 +146,20 @@ impl LocalRestore {
                 }
             });
         }
+        // It works where the link leads to, which is the same.
+        if let (Some(seen), Some(directory)) = (&mut facts.server, &facts.directory)
+            && seen.directory.is_some()
+            && seen.directory == directory.resolved.canonicalize().ok()
+        {
+            seen.directory = Some(directory.resolved.clone());
+        }
         facts
+    }
+
+    /// The clone that a link at `path` leads to.
+    fn clone_at(&self, path: &Path) -> Option<PathBuf> {
+        let host = self.host.as_ref()?;
+        std::fs::read_link(path).ok().filter(|target| host.is_clone(target))
     }
 
     /// Places the files beside the data directory, going on from what an interrupted restore of the same has left.
@@ -151,7 +170,6 @@ impl LocalRestore {
         plan: &NodePlan,
         source: Arc<dyn SnapshotSource>,
         tree: NodeTree,
-        host: Option<&dyn MountHost>,
         now_us: i64,
     ) -> Result<PlaceReceipt, RestoreError> {
         let lock = self.state.lock(&plan.directory)?;
@@ -160,10 +178,10 @@ impl LocalRestore {
         for mut left in self.state.records()?.into_iter().filter(|left| left.directory == plan.directory) {
             match left.step {
                 Step::Swapped | Step::Checked | Step::RolledBack => {}
-                Step::Staging | Step::Staged if left.is_same(&record) => {
+                Step::Staging | Step::Staged if left.is_same(&record) && left.method != Method::Clone => {
                     record = RestoreRecord { old: record.old, new: None, begun_at: now_us, ..left };
                 }
-                Step::Staging | Step::Staged => settle(&self.state, &mut left, &self.steps)?,
+                Step::Staging | Step::Staged => self.let_go(&mut left).await?,
                 _ => {
                     return Err(RestoreError::refused(
                         plan.directory.display().to_string(),
@@ -175,12 +193,12 @@ impl LocalRestore {
         note(&self.state, &mut record, Step::Staging, &self.steps)?;
         let mut working = self.working.lock().await;
         let record = &mut working.insert(Working { record, _lock: lock, was_stopped: false }).record;
-        let placed = self.serve_and_place(plan, source, tree, host, record).await;
+        let placed = self.serve_and_place(plan, source, tree, record).await;
         match &placed {
             Ok(_) | Err(RestoreError::Interrupted { .. }) => {}
             Err(RestoreError::Repo(RepoError::Object(_))) => *working = None,
             Err(_) => {
-                let cleared = settle(&self.state, record, &self.steps);
+                let cleared = self.let_go(record).await;
                 *working = None;
                 cleared?;
             }
@@ -188,29 +206,79 @@ impl LocalRestore {
         placed
     }
 
-    /// With links, what they lead to is served before they are made.
+    /// Deletes what is aside, clones that are not in place among it, and forgets the restore.
+    async fn let_go(&self, record: &mut RestoreRecord) -> Result<(), RestoreError> {
+        let in_place = self.clone_at(&record.directory);
+        let aside = [record.clone.clone(), self.clone_at(&record.fresh), self.clone_at(&record.before)];
+        for place in aside.into_iter().flatten().filter(|place| in_place.as_ref() != Some(place)) {
+            self.host()?.remove_clone(&place).await?;
+        }
+        let (state, steps, mut now) = (self.state.clone(), self.steps.clone(), record.clone());
+        *record = blocking(move || settle(&state, &mut now, &steps).map(|()| now)).await?;
+        Ok(())
+    }
+
+    fn host(&self) -> Result<&Arc<dyn MountHost>, RestoreError> {
+        self.host.as_ref().ok_or_else(|| RestoreError::refused(&self.node, "nobody serves snapshots on this host"))
+    }
+
+    /// What links lead to is served before they are made.
     async fn serve_and_place(
         &self,
         plan: &NodePlan,
         source: Arc<dyn SnapshotSource>,
         tree: NodeTree,
-        host: Option<&dyn MountHost>,
         record: &mut RestoreRecord,
     ) -> Result<PlaceReceipt, RestoreError> {
-        if plan.method == Method::Copy || plan.content == Content::Emptied {
-            return self.place(plan, source, tree, None, record).await;
+        match plan.method {
+            _ if plan.content == Content::Emptied => self.place(plan, source, tree, None, record).await,
+            Method::Copy => self.place(plan, source, tree, None, record).await,
+            Method::Link => {
+                let host = self.host()?;
+                let served = host.serve(plan, &tree).await?;
+                let placed = match self.place(plan, source, tree, Some(&served), record).await {
+                    Ok(receipt) => host.placed(plan, &served).await.map(|()| receipt),
+                    failed => failed,
+                };
+                if placed.is_err() {
+                    host.release(&served).await;
+                }
+                placed
+            }
+            Method::Clone => self.place_clone(plan, tree, record).await,
         }
-        let nobody = || RestoreError::refused(&self.node, "nobody serves what its links would lead to");
-        let host = host.ok_or_else(nobody)?;
-        let served = host.serve(plan, &tree).await?;
-        let placed = match self.place(plan, source, tree, Some(&served), record).await {
-            Ok(receipt) => host.placed(plan, &served).await.map(|()| receipt),
-            failed => failed,
-        };
-        if placed.is_err() {
-            host.release(&served).await;
+    }
+
+    /// Makes a clone beside the directory, and the link to it that takes the directory's place.
+    async fn place_clone(
+        &self,
+        plan: &NodePlan,
+        tree: NodeTree,
+        record: &mut RestoreRecord,
+    ) -> Result<PlaceReceipt, RestoreError> {
+        let host = self.host()?;
+        let place = host.clone_place(plan)?;
+        // Known before it is there, so that it is taken away whatever happens.
+        record.clone = Some(place.clone());
+        note(&self.state, record, Step::Staging, &self.steps)?;
+        host.make_clone(plan, &tree, &place).await?;
+        let totals = tree.manifest.totals;
+        let (fit, fresh, owner) = (plan.fit.clone(), record.fresh.clone(), plan.owner.unwrap_or_default());
+        blocking(move || {
+            let meta = place.metadata().map_err(RestoreError::file("look at", &place))?;
+            let as_root = rustix::process::geteuid().is_root() && owner != (0, 0);
+            let whose = if as_root { Owner::Fixed(owner.0, owner.1) } else { Owner::Ourselves };
+            let clone = FreshDirectory::open(&place, whose, None)?;
+            fit_clone(&clone, &fit, (owner, std::os::unix::fs::MetadataExt::mtime_nsec(&meta)))?;
+            std::os::unix::fs::symlink(&place, &fresh).map_err(RestoreError::file("link", &fresh))
+        })
+        .await?;
+        if let Some(parent) = record.fresh.parent() {
+            super::fresh_directory::sync_directory(parent)?;
         }
-        placed
+        record.new = inode(&record.fresh)?;
+        note(&self.state, record, Step::Staged, &self.steps)?;
+        Ok(PlaceReceipt { linked_files: totals.files, linked_bytes: totals.total_bytes, ..PlaceReceipt::default() })
     }
 
     async fn place(
@@ -316,7 +384,7 @@ impl LocalRestore {
             return Err(wrong("it came back as a replica: its master overwrites what was restored".to_owned()));
         }
         if let Some(directory) = &now.directory
-            && directory.canonicalize().ok().as_ref() != Some(&plan.directory)
+            && directory.canonicalize().ok() != plan.directory.canonicalize().ok()
         {
             return Err(wrong(format!("it was started on {}, not on {}", directory.display(), plan.directory.display())));
         }
@@ -365,8 +433,7 @@ impl LocalRestore {
             server.leave_other_directories(&plan.directory).await?;
         }
         if !current.record.is_begun() {
-            let (state, steps) = (self.state.clone(), self.steps.clone());
-            blocking(move || settle(&state, &mut record, &steps)).await?;
+            self.let_go(&mut record).await?;
         }
         if let Some(server) = self.server.as_ref().filter(|_| current.was_stopped && plan.start) {
             match server.control.look().await {
@@ -430,8 +497,7 @@ impl LocalRestore {
         let count = records.len();
         for mut record in records {
             let _lock = self.state.lock(&record.directory)?;
-            let (state, steps) = (self.state.clone(), self.steps.clone());
-            blocking(move || settle(&state, &mut record, &steps)).await?;
+            self.let_go(&mut record).await?;
         }
         Ok(count)
     }

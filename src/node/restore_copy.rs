@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use super::fresh_directory::{FreshDirectory, Owner, open_regular};
 use super::place_file::{PlaceProgress, Placing, blocking};
 use super::restore_error::RestoreError;
-use super::restore_link::{Linking, add_increment, copied_by_links, make_append_only};
+use super::restore_link::{BaseFrom, Linking, add_increment, copied_by_links, make_append_only};
 use crate::model::ids::BlockId;
 use crate::model::manifest::{FileKind, TreeEntry};
 use crate::model::names::{TreePath, escape};
@@ -142,8 +142,9 @@ pub async fn place(
     }
     let like = directories.first().map_or(((0, 0), 0), |(_, root)| (placing.owner_of(root), root.modified_ns));
     if let Some(made) = &fit.append_only {
-        let (fresh, made, is_linked) = (placing.fresh.clone(), made.clone(), links.is_some());
-        let bytes = blocking("append-only files", move || make_append_only(&fresh, &made, is_linked, like)).await?;
+        let (fresh, made) = (placing.fresh.clone(), made.clone());
+        let base_from = if links.is_some() { BaseFrom::SameLink } else { BaseFrom::Copy };
+        let bytes = blocking("append-only files", move || make_append_only(&fresh, &made, base_from, like)).await?;
         receipt.bytes += bytes;
         receipt.files += 1;
     } else if let Some(manifest) = fit.append_manifest.clone().filter(|_| links.is_some()) {
@@ -171,7 +172,7 @@ async fn take(files: &mut JoinSet<Result<u64, RestoreError>>, receipt: &mut Plac
 }
 
 /// The name at the target. The longest rule that fits wins, so that a file may be renamed within a renamed directory.
-fn renamed(path: &TreePath, fit: &Fit) -> Result<TreePath, RestoreError> {
+pub(super) fn renamed(path: &TreePath, fit: &Fit) -> Result<TreePath, RestoreError> {
     let is_under =
         |old: &str| path.as_bytes().strip_prefix(old.as_bytes()).is_some_and(|rest| rest.is_empty() || rest[0] == b'/');
     let rule = fit.renames.iter().filter(|(old, _)| is_under(old)).max_by_key(|(old, _)| old.len());

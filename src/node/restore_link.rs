@@ -11,10 +11,11 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::fresh_directory::FreshDirectory;
+use super::restore_copy::renamed;
 use super::restore_error::RestoreError;
 use crate::model::manifest::{FileClass, FileKind, TreeEntry};
 use crate::model::names::TreePath;
-use crate::model::restore_plan::MadeAppendOnly;
+use crate::model::restore_plan::{Fit, MadeAppendOnly};
 use crate::payload::aof::{AofFile, AofFileKind, MANIFEST_BYTES_MAX, parse_manifest, write_manifest};
 use crate::repo::{NodeTree, PlacedEntry, SnapshotSource};
 
@@ -101,12 +102,23 @@ fn part(name: String, sequence: u64, kind: AofFileKind) -> AofFile {
     AofFile { name: name.into_bytes(), sequence, kind }
 }
 
+/// How the base of append-only files comes from the dump.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BaseFrom {
+    /// Its bytes are copied.
+    Copy,
+    /// The dump is a link, and the base is the same one.
+    SameLink,
+    /// It is a second name of the same file: no server writes to either, they are only ever replaced.
+    SecondName,
+}
+
 /// A base over the dump, an empty increment and a manifest: what a server with `appendonly yes` starts from. `like` is their
-/// owner and time. The base is a copy of the dump, or the same link where the dump is one.
+/// owner and time.
 pub(super) fn make_append_only(
     fresh: &FreshDirectory,
     made: &MadeAppendOnly,
-    may_link: bool,
+    base_from: BaseFrom,
     like: Like,
 ) -> Result<u64, RestoreError> {
     let dump = tree_path(fresh, made.dump_file.clone())?;
@@ -121,14 +133,33 @@ pub(super) fn make_append_only(
     let inside = tree_path(fresh, directory.clone())?;
     fresh.make_directory(&inside)?;
     let base = format!("{directory}/{base}");
-    let bytes = match fresh.link_target(&dump).filter(|_| may_link) {
+    let target = fresh.link_target(&dump).filter(|_| base_from == BaseFrom::SameLink);
+    let bytes = match target {
         Some(target) => fresh.make_link(&tree_path(fresh, base)?, &target, like.0, like.1).map(|()| 0)?,
+        None if base_from == BaseFrom::SecondName => fresh.make_second_name(&tree_path(fresh, base)?, &dump).map(|()| 0)?,
         None => make(fresh, base, like, &mut copy)?,
     };
     make(fresh, format!("{directory}/{increment}"), like, &mut |_| Ok(0))?;
     make(fresh, format!("{directory}/{}.manifest", made.file), like, &mut |file| write_all(fresh, file, &manifest))?;
     fresh.finish_directory(&inside, 0o750, like.0, like.1)?;
     Ok(bytes)
+}
+
+/// Names and makes in a clone what the target reads, as a restore by copy does while it places.
+pub(super) fn fit_clone(clone: &FreshDirectory, fit: &Fit, like: Like) -> Result<(), RestoreError> {
+    let mut rules: Vec<_> = fit.renames.iter().collect();
+    rules.sort_by_key(|(old, _)| old.len());
+    let mut done = Fit::default();
+    for (old, new) in rules {
+        // A file of a directory that has its new name already.
+        let now = renamed(&tree_path(clone, old.clone())?, &done)?;
+        clone.rename(&now, &tree_path(clone, new.clone())?)?;
+        done.renames.push((old.clone(), new.clone()));
+    }
+    match &fit.append_only {
+        Some(made) => make_append_only(clone, made, BaseFrom::SecondName, like).map(|_| ()),
+        None => Ok(()),
+    }
 }
 
 /// Names one more increment, an empty one, in the manifest at `path`, so that none of those before it is written any more.
@@ -149,4 +180,55 @@ pub(super) fn add_increment(fresh: &FreshDirectory, path: &str, like: Like) -> R
     fresh.remove(&manifest)?;
     make(fresh, path.to_owned(), like, &mut |file| write_all(fresh, file, &write_manifest(&files)))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fresh_directory::Owner;
+    use super::*;
+
+    #[test]
+    fn a_clone_gets_the_names_that_its_target_reads_and_a_base_that_costs_nothing() {
+        let root = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| root.path().join(name);
+        std::fs::create_dir(at("appendonlydir")).expect("makes");
+        std::fs::write(at("dump.rdb"), "dump").expect("writes");
+        std::fs::write(at("appendonlydir/appendonly.aof.manifest"), "old").expect("writes");
+        let rule = |old: &str, new: &str| (old.to_owned(), new.to_owned());
+        let made =
+            MadeAppendOnly { dump_file: "state.rdb".to_owned(), directory: Some("made".to_owned()), file: "w.aof".to_owned() };
+        let fit = Fit {
+            renames: vec![
+                rule("appendonlydir/appendonly.aof.manifest", "journal/writes.aof.manifest"),
+                rule("appendonlydir", "journal"),
+                rule("dump.rdb", "state.rdb"),
+            ],
+            append_only: Some(made),
+            ..Fit::default()
+        };
+        let clone = FreshDirectory::open(root.path(), Owner::Ourselves, None).expect("opens");
+        fit_clone(&clone, &fit, ((0, 0), 0)).expect("fits");
+        assert_eq!(std::fs::read_to_string(at("journal/writes.aof.manifest")).expect("reads"), "old");
+        let inode = |name: &str| std::os::unix::fs::MetadataExt::ino(&at(name).metadata().expect("is there"));
+        assert_eq!(inode("made/w.aof.1.base.rdb"), inode("state.rdb"));
+        let manifest = std::fs::read(at("made/w.aof.manifest")).expect("reads");
+        assert_eq!(parse_manifest(&manifest).expect("is one").len(), 2);
+        assert_eq!(at("made/w.aof.1.incr.aof").metadata().expect("is there").len(), 0);
+    }
+
+    #[test]
+    fn one_more_increment_is_named_last_and_empty() {
+        let root = tempfile::tempdir().expect("a directory");
+        let fresh = FreshDirectory::open(root.path(), Owner::Ourselves, None).expect("opens");
+        let text =
+            "file a.aof.40.base.rdb seq 40 type b\nfile a.aof.39.incr.aof seq 39 type h\nfile a.aof.40.incr.aof seq 40 type i\n";
+        std::fs::create_dir(root.path().join("d")).expect("makes");
+        std::fs::write(root.path().join("d/a.aof.manifest"), text).expect("writes");
+        add_increment(&fresh, "d/a.aof.manifest", ((0, 0), 0)).expect("adds");
+        let files = parse_manifest(&std::fs::read(root.path().join("d/a.aof.manifest")).expect("reads")).expect("is one");
+        let names: Vec<_> = files.iter().map(|file| (String::from_utf8_lossy(&file.name).into_owned(), file.sequence)).collect();
+        let expected = [("a.aof.40.base.rdb", 40), ("a.aof.40.incr.aof", 40), ("a.aof.41.incr.aof", 41)];
+        assert_eq!(names, expected.map(|(name, sequence)| (name.to_owned(), sequence)));
+        assert_eq!(root.path().join("d/a.aof.41.incr.aof").metadata().expect("is there").len(), 0);
+    }
 }

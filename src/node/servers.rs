@@ -123,7 +123,7 @@ impl Server {
     pub async fn leave_other_directories(&self, directory: &Path) -> Result<(), RestoreError> {
         for _ in 0..RESTARTS_MAX {
             let Some(now) = self.control.look().await? else { return Ok(()) };
-            let (Some(works_in), Some(wanted)) = (working_inode(now.pid), super::journal::inode(directory)?) else {
+            let (Some(works_in), Some(wanted)) = (working_inode(now.pid), resolved_inode(directory)) else {
                 return Ok(());
             };
             if works_in == wanted {
@@ -314,9 +314,15 @@ pub(super) fn working_inode(pid: u32) -> Option<(u64, u64)> {
     Some((meta.dev(), meta.ino()))
 }
 
+/// Device and inode of a data directory, which may be a link to a clone.
+fn resolved_inode(directory: &Path) -> Option<(u64, u64)> {
+    let meta = std::fs::metadata(directory).ok()?;
+    Some((meta.dev(), meta.ino()))
+}
+
 /// No process works in a directory, for certain: where some may not be looked at, that is not certain.
 fn is_deserted(directory: &Path) -> bool {
-    let Ok(Some(wanted)) = super::journal::inode(directory) else { return false };
+    let Some(wanted) = resolved_inode(directory) else { return false };
     let Ok(processes) = std::fs::read_dir("/proc") else { return false };
     for process in processes.flatten() {
         if process.file_name().as_encoded_bytes().iter().any(|byte| !byte.is_ascii_digit()) {

@@ -10,19 +10,23 @@ use super::swap::stays;
 use crate::model::restore_plan::{DirectoryFacts, StoreLayout};
 use crate::model::time::Timestamp;
 
-/// Looks at a data directory. `layout` tells the store's own files; `None` for plain directories, all of which is data.
-pub(super) fn inspect_directory(path: &Path, layout: Option<&StoreLayout>) -> Result<DirectoryFacts, RestoreError> {
+/// Looks at a data directory. `layout` tells the store's own files; `None` for plain directories, all of which is data. A link
+/// to a clone that a restore has put in its place (`is_clone`) is replaced itself; other links lead to what is.
+pub(super) fn inspect_directory(
+    path: &Path,
+    layout: Option<&StoreLayout>,
+    is_clone: bool,
+) -> Result<DirectoryFacts, RestoreError> {
     let mut facts = DirectoryFacts { path: path.to_owned(), ..DirectoryFacts::default() };
     match path.symlink_metadata() {
         Ok(_) => {
             // A dangling link is told from a missing directory: what it should have led to cannot be guessed.
-            facts.resolved = path.canonicalize().map_err(RestoreError::file("resolve", path))?;
+            facts.resolved =
+                if is_clone { own_path(path)? } else { path.canonicalize().map_err(RestoreError::file("resolve", path))? };
             facts.exists = true;
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let name = path.file_name().ok_or_else(|| RestoreError::refused(path.display().to_string(), "it has no name"))?;
-            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            facts.resolved = parent.canonicalize().map_err(RestoreError::file("resolve", parent))?.join(name);
+            facts.resolved = own_path(path)?;
         }
         Err(error) => return Err(RestoreError::file("look at", path)(error)),
     }
@@ -30,7 +34,7 @@ pub(super) fn inspect_directory(path: &Path, layout: Option<&StoreLayout>) -> Re
     if facts.exists {
         let meta = facts.resolved.metadata().map_err(RestoreError::file("look at", path))?;
         facts.owner = (meta.uid(), meta.gid());
-        facts.is_mountpoint = is_mount_root(&facts.resolved)?;
+        facts.is_mountpoint = !is_clone && is_mount_root(&facts.resolved)?;
         if !meta.is_dir() {
             facts.fault = Some("it is not a directory".to_owned());
             return Ok(facts);
@@ -49,6 +53,13 @@ pub(super) fn inspect_directory(path: &Path, layout: Option<&StoreLayout>) -> Re
         look_inside(&mut facts, layout)?;
     }
     Ok(facts)
+}
+
+/// A path whose last component is not followed.
+fn own_path(path: &Path) -> Result<PathBuf, RestoreError> {
+    let name = path.file_name().ok_or_else(|| RestoreError::refused(path.display().to_string(), "it has no name"))?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok(parent.canonicalize().map_err(RestoreError::file("resolve", parent))?.join(name))
 }
 
 /// Why a directory cannot be replaced by us; root may replace any.
@@ -201,7 +212,7 @@ mod tests {
         }
         std::os::unix::fs::symlink(&data, root.path().join("link")).expect("links");
         let layout = StoreLayout::from_settings(&Default::default(), "7.0.15");
-        let facts = inspect_directory(&root.path().join("link"), Some(&layout)).expect("looks");
+        let facts = inspect_directory(&root.path().join("link"), Some(&layout), false).expect("looks");
         assert_eq!(facts.resolved, data.canonicalize().expect("resolves"));
         assert_eq!(
             (facts.carried, facts.has_append_directory, facts.used_bytes, facts.is_mountpoint),

@@ -169,6 +169,11 @@ pub fn recover(state: &StateDirectory, steps: &Steps) -> Result<Vec<Recovered>, 
                 RecoveredTo::Unchecked
             }
             Step::Staging | Step::Staged => RecoveredTo::Begun,
+            // Its clone goes with the next attempt, or when it is settled.
+            Step::Swapping if record.clone.is_some() => {
+                swap_back(state, &mut record, steps)?;
+                RecoveredTo::Begun
+            }
             Step::Swapping => {
                 swap_back(state, &mut record, steps)?;
                 settle(state, &mut record, steps)?;

@@ -91,6 +91,7 @@ pub(super) fn record(
         allow_other: false,
         owner: None,
         memory_bytes: None,
+        unit: None,
         links: None,
         made_at: session.now(),
     })

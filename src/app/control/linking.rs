@@ -1,5 +1,6 @@
 //! Restores by links: serving what they lead to, and `tintype hydrate`.
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +26,7 @@ use crate::repo::{NodeTree, SnapshotSource};
 const LOOK: Duration = Duration::from_millis(200);
 
 /// How a restore by links goes on once it is there.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Hydration {
     /// Files are made of the links in the background.
     pub is_wanted: bool,
@@ -57,21 +58,43 @@ impl LinkHost {
 
     async fn are_placed(&self, plan: &NodePlan, served: &Path) -> Result<(), Failure> {
         let records = CloneRecords::open(&self.session()?)?;
-        let unit = match &plan.guard {
-            Guard::Unit(unit) => Some(unit.clone()),
-            _ => None,
-        };
-        let mut record = records.at(served)?;
-        if let Some(links) = &mut record.links {
-            // Remembered before it is there, so that it is taken away whatever happens.
-            links.unit.clone_from(&unit);
-            records.write(&record)?;
-        }
-        if let Some(unit) = unit {
-            guard::install(&unit, &plan.directory, served).await?;
-        }
+        guard(&records, plan, served).await?;
         placed(&records, served)
     }
+
+    async fn cloned(&self, plan: &NodePlan, tree: &NodeTree, place: &Path) -> Result<(), Failure> {
+        let session = self.session()?;
+        let (records, repository, id) = (CloneRecords::open(&session)?, session.repository().await?, Uuid::now_v7());
+        let record = CloneRecord {
+            allow_other: rustix::process::geteuid().is_root(),
+            owner: plan.owner,
+            ..clones::record(&session, id, &tree.snapshot, tree.manifest.node.clone(), place, records.upper(id))?
+        };
+        let root = repository.entry(tree, &TreePath::root()).await?;
+        let root = root.ok_or_else(|| Failure::new("corrupt", "the node has no root").hint("tintype verify"))?.entry;
+        // Who finds it while nobody serves it must not be able to start there, as if it were empty.
+        let closed = std::fs::DirBuilder::new().mode(if record.allow_other { 0 } else { 0o700 }).create(place);
+        closed.map_err(|error| Failure::new("system", format!("{}: {error}", place.display())))?;
+        clones::begin(&session, &records, &repository, &record, &root).await?;
+        guard(&records, plan, place).await
+    }
+
+    async fn uncloned(&self, place: &Path) -> Result<(), Failure> {
+        let session = self.session()?;
+        let records = CloneRecords::open(&session)?;
+        match records.all()?.into_iter().find(|record| record.mountpoint == place) {
+            Some(record) => release(&session, &records, &record).await,
+            None => Ok(()),
+        }
+    }
+}
+
+/// Gives the plan's unit its drop-in, where it has one.
+async fn guard(records: &CloneRecords, plan: &NodePlan, served: &Path) -> Result<(), Failure> {
+    let Guard::Unit(unit) = &plan.guard else { return Ok(()) };
+    // Remembered before it is there, so that it is taken away whatever happens.
+    records.write(&CloneRecord { unit: Some(unit.clone()), ..records.at(served)? })?;
+    guard::install(unit, &plan.directory, served).await
 }
 
 fn failed(served: &Path) -> impl FnOnce(Failure) -> RestoreError {
@@ -101,6 +124,24 @@ impl MountHost for LinkHost {
             tracing::warn!(%failure, served = %served.display(), "what was served for links stays; the next restore takes it away");
         }
     }
+
+    fn clone_place(&self, plan: &NodePlan) -> Result<PathBuf, RestoreError> {
+        let nowhere =
+            || RestoreError::refused(plan.directory.display().to_string(), "it has no directory beside which a clone could be");
+        guard::clone_place(&plan.directory, plan.id).ok_or_else(nowhere)
+    }
+
+    async fn make_clone(&self, plan: &NodePlan, tree: &NodeTree, place: &Path) -> Result<(), RestoreError> {
+        self.cloned(plan, tree, place).await.map_err(failed(&plan.directory))
+    }
+
+    fn is_clone(&self, place: &Path) -> bool {
+        guard::is_clone(place)
+    }
+
+    async fn remove_clone(&self, place: &Path) -> Result<(), RestoreError> {
+        self.uncloned(place).await.map_err(failed(place))
+    }
 }
 
 /// Serves a node, read-only, for links of `directory`; returns where.
@@ -127,7 +168,6 @@ pub async fn serve(
             is_placed: false,
             is_hydrating: hydration.is_wanted,
             bytes_per_second: hydration.bytes_per_second,
-            unit: None,
         }),
         ..clones::record(session, id, &tree.snapshot, tree.manifest.node.clone(), &mountpoint, records.upper(id))?
     };

@@ -36,6 +36,8 @@ pub struct RestoreTarget {
     pub site: NodeSite,
     /// The node whose replica it is.
     pub replica_of: Option<NodeName>,
+    /// Who serves snapshots on this host, for restores by links and by clones.
+    pub host: Option<Arc<dyn MountHost>>,
     /// How its server is reached; `None` for stores that are no Redis.
     pub server: Option<RedisOptions>,
 }
@@ -49,7 +51,6 @@ pub struct PreparedRestore {
     snapshot: Arc<ClusterManifest>,
     nodes: Vec<Arc<LocalRestore>>,
     clock: Arc<dyn Clock>,
-    host: Option<Arc<dyn MountHost>>,
 }
 
 fn local(cluster: &str, targets: &[RestoreTarget], state: &StateDirectory) -> anyhow::Result<Vec<Arc<LocalRestore>>> {
@@ -62,6 +63,7 @@ fn local(cluster: &str, targets: &[RestoreTarget], state: &StateDirectory) -> an
             target.site.clone(),
             control,
             state.clone(),
+            target.host.clone(),
             ServerLimits::default(),
         )))
     };
@@ -92,9 +94,11 @@ pub async fn prepare(
             let entries = source.directory(&tree, &TreePath::root()).await?;
             facts.names =
                 entries.into_iter().map(|placed| String::from_utf8_lossy(placed.entry.path.as_bytes()).into_owned()).collect();
-            if request.method == Method::Link {
-                facts.copied = Some(copied_by_links(source.as_ref(), &tree).await?);
-            }
+            facts.copied = match request.method {
+                Method::Copy => None,
+                Method::Link => Some(copied_by_links(source.as_ref(), &tree).await?),
+                Method::Clone => Some((0, 0)),
+            };
         }
     }
     let nodes = local(&request.target_cluster, targets, state)?;
@@ -108,18 +112,13 @@ pub async fn prepare(
         facts.replica_of = target.replica_of.as_ref().map(ToString::to_string);
     }
     let plan = RestorePlan::new(Uuid::new_v4(), &snapshot, &sources, &inspected, request);
-    Ok(PreparedRestore { plan, source, snapshot, nodes, clock, host: None })
+    Ok(PreparedRestore { plan, source, snapshot, nodes, clock })
 }
 
 impl PreparedRestore {
     /// Bytes and files placed so far, for progress bars: one for each node.
     pub fn progress(&self) -> Vec<Arc<PlaceProgress>> {
         self.nodes.iter().map(|node| node.progress()).collect()
-    }
-
-    /// Who serves what a restore by links needs.
-    pub fn hosted(self, host: Arc<dyn MountHost>) -> Self {
-        Self { host: Some(host), ..self }
     }
 
     /// Carries the plan out. Never to be dropped in the middle: `is_cancelled` ends it in order, up to the swap.
@@ -129,8 +128,7 @@ impl PreparedRestore {
             let found = self.nodes.iter().find(|node| node.node() == plan.target);
             let node = found.with_context(|| format!("nobody acts for {}", plan.target))?.clone();
             let tree = self.source.open_node(&self.snapshot, &plan.source).await?;
-            let (source, host) = (self.source.clone(), self.host.clone());
-            nodes.push(Arc::new(HostNode { node, source, tree, host, now_us: self.clock.wall_us() }));
+            nodes.push(Arc::new(HostNode { node, source: self.source.clone(), tree, now_us: self.clock.wall_us() }));
         }
         Ok(restore_all(&self.plan, &nodes, on_step, is_cancelled).await)
     }
@@ -212,7 +210,6 @@ struct HostNode {
     node: Arc<LocalRestore>,
     source: Arc<dyn SnapshotSource>,
     tree: NodeTree,
-    host: Option<Arc<dyn MountHost>>,
     now_us: i64,
 }
 
@@ -237,7 +234,7 @@ impl RestoreNode for HostNode {
     async fn stage(&self, plan: &NodePlan) -> Result<NodeRestored, StepFailure> {
         let placed = self
             .node
-            .stage(plan, self.source.clone(), self.tree.clone(), self.host.as_deref(), self.now_us)
+            .stage(plan, self.source.clone(), self.tree.clone(), self.now_us)
             .await
             .map_err(self.failed(RestoreStep::Stage))?;
         let progress = self.node.progress();
@@ -247,7 +244,7 @@ impl RestoreNode for HostNode {
             notes.push(format!("{} of it were on this disk already, and right", size(found)));
         }
         if placed.linked_files > 0 {
-            notes.push(format!("{} links to {}, fetched as they are read", placed.linked_files, size(placed.linked_bytes)));
+            notes.push(format!("{} files of {} are fetched as they are read", placed.linked_files, size(placed.linked_bytes)));
         }
         let outward =
             placed.outward_links.iter().map(|link| format!("{link} leads out of the directory; it was restored as it was"));

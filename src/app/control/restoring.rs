@@ -23,7 +23,7 @@ use crate::model::manifest::{ClusterManifest, NodeStatus};
 use crate::model::names::{ClusterName, NodeName};
 use crate::model::restore_pairs::why_missing;
 use crate::model::restore_plan::{Method, RestoreRequest};
-use crate::node::{PlaceProgress, RecoveredTo, RestoreRecord, StateDirectory};
+use crate::node::{MountHost, PlaceProgress, RecoveredTo, RestoreRecord, StateDirectory};
 use crate::repo::{ListedSnapshot, RepoError, Repository, SnapshotSource};
 
 impl From<args::Method> for Method {
@@ -31,6 +31,7 @@ impl From<args::Method> for Method {
         match method {
             args::Method::Copy => Self::Copy,
             args::Method::Link => Self::Link,
+            args::Method::Clone => Self::Clone,
         }
     }
 }
@@ -56,7 +57,7 @@ pub async fn restore(session: &Session, args: RestoreArgs) -> Result<Exit, Failu
         return place(session, &args, repository, &listed, &wanted, directory.clone()).await;
     }
     let target_cluster = args.to.clone().map_or(Ok(name.cluster.clone()), ClusterName::new)?;
-    let targets = targets(session, &target_cluster, None)?;
+    let targets = targets(session, &target_cluster, None, hydration(&args))?;
     let state = state(session)?;
     tell_recovered(session, &state).await?;
     let request = RestoreRequest {
@@ -69,7 +70,6 @@ pub async fn restore(session: &Session, args: RestoreArgs) -> Result<Exit, Failu
     };
     let source: Arc<dyn SnapshotSource> = repository;
     let prepared = restore::prepare(source, &listed, &targets, &request, &state, session.clock.clone()).await.map_err(failure)?;
-    let prepared = prepared.hosted(LinkHost::new(session, hydration(&args)));
     let plan = prepared.plan.clone();
     if args.dry_run || !args.yes || !plan.is_allowed() {
         let mut text = plan.to_string();
@@ -202,6 +202,10 @@ async fn place(
         let bar = session.output.bar(node.as_str());
         let served = match args.method {
             args::Method::Copy => None,
+            args::Method::Clone => {
+                let hint = format!("tintype clone {}/{}/{node} {}", listed.cluster, listed.date, directory.display());
+                return Err(Failure::usage("--method clone makes no directory of files").hint(hint));
+            }
             args::Method::Link => {
                 Some(serve_links(session, args, &repository, &manifest, node, &clones::place(&place_of(node))?).await?)
             }
@@ -299,7 +303,13 @@ async fn tell_recovered(session: &Session, state: &StateDirectory) -> Result<(),
 }
 
 /// The configured nodes of a cluster, or one of them.
-fn targets(session: &Session, cluster: &ClusterName, only: Option<&NodeName>) -> Result<Vec<RestoreTarget>, Failure> {
+fn targets(
+    session: &Session,
+    cluster: &ClusterName,
+    only: Option<&NodeName>,
+    hydration: Hydration,
+) -> Result<Vec<RestoreTarget>, Failure> {
+    let host: Arc<dyn MountHost> = LinkHost::new(session, hydration);
     let nodes = session.configured_nodes(cluster)?;
     if let Some(unknown) = only.filter(|only| !nodes.iter().any(|node| node.name == **only)) {
         let known: Vec<_> = nodes.iter().map(|node| node.name.to_string()).collect();
@@ -313,6 +323,7 @@ fn targets(session: &Session, cluster: &ClusterName, only: Option<&NodeName>) ->
             start: node.config.start.unwrap_or_default(),
         },
         replica_of: node.config.replica_of,
+        host: Some(host.clone()),
         node: node.name,
         server: node.redis,
     };
@@ -350,7 +361,7 @@ async fn change(
     act: impl AsyncFnOnce(&str, &[RestoreTarget], &StateDirectory) -> anyhow::Result<Vec<NodeChange>>,
 ) -> Result<Exit, Failure> {
     let (cluster, node) = parse_target(&args.target)?;
-    let targets = targets(session, &cluster, node.as_ref())?;
+    let targets = targets(session, &cluster, node.as_ref(), Hydration::default())?;
     let state = state(session)?;
     tell_recovered(session, &state).await?;
     let kept = restore::kept(cluster.as_str(), &targets, &state).map_err(failure)?;

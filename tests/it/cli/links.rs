@@ -333,7 +333,7 @@ fn a_redis_that_would_start_empty_gets_no_links() {
     guarded.fill(1000);
     home.run(&["snapshot", "prod"]).done();
     let refused = home.run(&["restore", "prod/latest", "--method", "link", "--yes", "--confirm", "prod"]);
-    assert!(refused.text().contains("--method copy, or a clone"), "{}", refused.text());
+    assert!(refused.text().contains("--method copy, or --method clone"), "{}", refused.text());
     assert_eq!(refused.code, Some(1));
     let refused = home.run(&["restore", "prod/latest/node-1", "--method", "link", "--directory", "placed"]);
     refused.refused(2, &["node-1", "could make it start empty"]);
@@ -342,56 +342,119 @@ fn a_redis_that_would_start_empty_gets_no_links() {
     assert_eq!(store.kept(), Vec::<String>::new());
 }
 
+/// What is served for restores on this host.
+fn served_now(home: &Home) -> usize {
+    home.run(&["--json", "clones"]).json()["clones"].as_array().expect("a list").len()
+}
+
 #[test]
-fn a_restore_by_links_that_is_killed_leaves_nothing_served_that_nobody_needs() {
+fn a_restore_by_links_or_by_a_clone_that_is_killed_leaves_nothing_served_that_nobody_needs() {
     let mut random = Random::begin("killed links");
-    let guarded = Guarded::new("save \"\"\nappendonly yes");
-    let (home, store) = (&guarded.home, &guarded.store);
-    guarded.fill(3000);
-    home.run(&["snapshot", "prod"]).done();
-    for round in 0..effort(4, 40) {
+    for method in ["link", "clone"] {
+        let guarded = Guarded::new("save \"\"\nappendonly yes");
+        let (home, store) = (&guarded.home, &guarded.store);
+        guarded.fill(3000);
+        home.run(&["snapshot", "prod"]).done();
+        for round in 0..effort(4, 40) {
+            let place = format!("{method}, round {round}");
+            store.command(&["SET", "which", "live"]);
+            let arguments = ["restore", "prod/latest", "--method", method, "--no-hydrate", "--yes", "--confirm", "prod"];
+            let mut command = home.command(&arguments);
+            command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+            let mut child = command.spawn().expect("starts");
+            std::thread::sleep(random.duration(Duration::from_millis(900)));
+            child.kill().expect("ours");
+            child.wait().expect("ended");
+            // It goes on or begins anew, whatever was left.
+            if store.try_connection().is_none() {
+                home.run(&["clones", "--serve"]);
+                wait_for("its end", PATIENCE, || store.run("start").status.success());
+            }
+            store.wait();
+            home.run(&arguments).done();
+            assert_eq!((store.keys(), store.get("which")), (3000, None), "{place}");
+            for _ in 0..2 {
+                let ran = home.run(&["rollback", "prod", "--yes"]);
+                assert!(matches!(ran.code, Some(0 | 4)), "{place}: {ran:?}");
+            }
+            assert_eq!(store.get("which").as_deref(), Some("live"), "{place}");
+            let settled = home.run(&["settle", "prod", "--yes"]);
+            assert!(matches!(settled.code, Some(0 | 4)), "{place}: {settled:?}");
+            assert_eq!(store.kept(), Vec::<String>::new(), "{place}");
+            wait_for("the end of all that was served", PATIENCE, || served_now(home) == 0);
+            let names = std::fs::read_dir(store.root.path()).expect("lists").map(|entry| entry.expect("lists").file_name());
+            let left: Vec<_> = names.filter(|name| name.to_string_lossy().starts_with('.')).collect();
+            assert!(left.is_empty(), "{place}: {left:?}");
+        }
+    }
+}
+
+#[test]
+fn a_redis_gets_a_clone_in_the_place_of_its_directory_and_its_own_back() {
+    for (settings, stored_append_only) in
+        [("save \"\"", false), ("save \"\"\nappendonly yes", true), ("save \"\"\nappendonly yes\ndbfilename other.rdb", false)]
+    {
+        let guarded = Guarded::new(settings);
+        let (home, store) = (&guarded.home, &guarded.store);
+        guarded.fill(3000);
+        if !stored_append_only {
+            store.command(&["CONFIG", "SET", "appendonly", "no"]);
+        }
+        home.run(&["snapshot", "prod"]).done();
+        assert!(store.run("stop").status.success());
+        store.start();
+        store.command(&["FLUSHALL"]);
         store.command(&["SET", "which", "live"]);
-        let arguments = ["restore", "prod/latest", "--method", "link", "--no-hydrate", "--yes", "--confirm", "prod"];
-        let mut child = home
-            .command(&arguments)
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null())
-            .spawn()
-            .expect("starts");
-        std::thread::sleep(random.duration(Duration::from_millis(900)));
-        child.kill().expect("ours");
-        child.wait().expect("ended");
-        // It goes on or begins anew, whatever was left.
-        if store.try_connection().is_none() {
-            wait_for("its end", PATIENCE, || {
-                store.run("start").status.success() && {
-                    store.wait();
-                    true
-                }
-            });
-        }
-        store.wait();
-        home.run(&arguments).done();
-        assert_eq!((store.keys(), store.get("which")), (3000, None), "round {round}");
-        for _ in 0..2 {
-            let ran = home.run(&["rollback", "prod", "--yes"]);
-            assert!(matches!(ran.code, Some(0 | 4)), "round {round}: {ran:?}");
-        }
-        let settled = home.run(&["settle", "prod", "--yes"]);
-        assert!(matches!(settled.code, Some(0 | 4)), "round {round}: {settled:?}");
-        let mut left = Value::Null;
-        wait_for("the end of what was served", PATIENCE, || {
-            left = home.run(&["--json", "clones"]).json()["clones"].clone();
-            let needed = links(&store.data);
-            left.as_array().is_some_and(|all| all.len() <= usize::from(needed > 0))
+        std::fs::write(store.data.join("kept.conf"), "mine").expect("writes");
+        let restore = ["restore", "prod/latest", "--method", "clone", "--yes", "--confirm", "prod"];
+        home.run(&restore).done();
+        assert!(store.data.is_symlink(), "{settings}");
+        assert_eq!((store.keys(), store.get("which")), (3000, None), "{settings}");
+        assert_eq!(std::fs::read_to_string(store.data.join("kept.conf")).expect("was carried over"), "mine");
+
+        // It writes, saves and rewrites there, and starts from it again.
+        store.command(&["SET", "which", "cloned"]);
+        store.command(&["SAVE"]);
+        assert!(store.run("stop").status.success());
+        store.start();
+        assert_eq!((store.keys(), store.get("which").as_deref()), (3001, Some("cloned")), "{settings}");
+        assert!(store.run("stop").status.success());
+        let place = std::fs::read_link(&store.data).expect("a link");
+        home.run(&["unmount", &place.display().to_string()]).done();
+        home.run(&["guard", &store.data.display().to_string(), "--", "true"]).refused(1, &["is a clone, and nobody serves it"]);
+        wait_for("the end of who served it", PATIENCE, || {
+            let listed = home.run(&["--json", "clones"]).json();
+            process_of(listed["clones"][0]["clone"]["id"].as_str().expect("one")).is_none()
         });
-        assert_eq!(store.kept(), Vec::<String>::new(), "round {round}: {left}");
-        if links(&store.data) > 0 {
-            home.run(&["hydrate", &store.data.display().to_string()]).done();
-        }
-        wait_for("the end of all", PATIENCE, || {
-            home.run(&["--json", "clones"]).json()["clones"].as_array().is_some_and(Vec::is_empty)
-        });
+        home.run(&["clones", "--serve"]).done();
+        home.run(&["guard", &store.data.display().to_string(), "--", "true"]).done();
+        store.start();
+        assert_eq!(store.keys(), 3001, "{settings}");
+
+        home.run(&["rollback", "prod", "--yes"]).done();
+        assert!(!store.data.is_symlink());
+        assert_eq!((store.keys(), store.get("which").as_deref()), (1, Some("live")), "{settings}");
+        assert_eq!(served_now(home), 1, "{settings}: kept until it is settled");
+        home.run(&["settle", "prod", "--yes"]).done();
+        assert_eq!((served_now(home), place.exists()), (0, false), "{settings}");
+
+        // Over a clone that is in place goes another restore of any kind.
+        home.run(&restore).done();
+        store.command(&["SET", "which", "first"]);
+        home.run(&["restore", "prod/latest", "--yes", "--confirm", "prod"]).done();
+        assert!(!store.data.is_symlink() && store.keys() == 3000, "{settings}");
+        home.run(&["rollback", "prod", "--yes"]).done();
+        assert_eq!((store.keys(), store.get("which").as_deref()), (3001, Some("first")), "{settings}");
+        home.run(&restore).done();
+        assert_eq!((served_now(home), store.keys()), (2, 3000), "{settings}");
+
+        // Settled while it is in place, it is a clone like any other; the one before it is gone.
+        home.run(&["settle", "prod", "--yes"]).done();
+        assert_eq!((served_now(home), store.keys()), (1, 3000), "{settings}");
+        assert!(store.run("stop").status.success());
+        let place = std::fs::read_link(&store.data).expect("a link");
+        home.run(&["unclone", &place.display().to_string(), "--yes"]).done();
+        assert_eq!(served_now(home), 0);
     }
 }
 

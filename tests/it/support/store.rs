@@ -143,6 +143,7 @@ impl Store {
             node: node.clone(),
             site: self.site(),
             replica_of: None,
+            host: None,
             server: Some(RedisOptions::new(node, format!("redis://127.0.0.1:{}", self.port))),
         }
     }
