@@ -87,8 +87,10 @@ pub trait RestoreNode: Send + Sync + Debug {
     async fn start(&self, plan: &NodePlan) -> Result<(), StepFailure>;
     /// Compares what was loaded with what was stored: keys, and whether that was the snapshot's own count.
     async fn check(&self, plan: &NodePlan) -> Result<(Option<u64>, bool), StepFailure>;
-    /// Sees whether it is still what was checked, and ends the restore of this node: there is no `undo` after it.
+    /// Sees whether it is still what was checked.
     async fn confirm(&self, plan: &NodePlan) -> Result<(), StepFailure>;
+    /// Ends the restore of this node, once all are confirmed: there is no `undo` after it.
+    async fn finish(&self, plan: &NodePlan) -> Result<(), StepFailure>;
     /// Goes back to how it was.
     async fn undo(&self, plan: &NodePlan) -> Result<(), StepFailure>;
 }

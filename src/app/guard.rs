@@ -6,8 +6,9 @@
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -20,7 +21,7 @@ use super::output::Output;
 const LINKS: &str = ".links-";
 /// The same of a clone that took its place.
 const CLONE: &str = ".clone-";
-/// No link is waited for longer.
+/// All links together are not waited for longer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Where drop-ins of this host's units are.
 const UNITS: &str = "/etc/systemd/system";
@@ -47,6 +48,26 @@ fn beside(directory: &Path, mark: &str, id: Uuid) -> Option<PathBuf> {
 /// A clone that takes the place of a directory has a place like this.
 pub fn is_clone(place: &Path) -> bool {
     is_served(place, CLONE)
+}
+
+/// A file that a link of `directory` leads to: the place where it is served, beside the directory, and the path there.
+fn linked(directory: &Path, target: &Path) -> Option<(PathBuf, PathBuf)> {
+    let mut components = target.strip_prefix(directory.parent()?).ok()?.components();
+    let served = components.next()?.as_os_str();
+    let own = format!(".{}{LINKS}", directory.file_name()?.to_string_lossy());
+    let rest = components.as_path();
+    let is_plain = rest.components().all(|component| matches!(component, std::path::Component::Normal(_)));
+    (is_plain && served.to_string_lossy().starts_with(&own)).then(|| (directory.with_file_name(served), rest.to_owned()))
+}
+
+/// Who owns the directory may have made the links, and we may be root: nothing is opened but a file below that place.
+fn answers((served, path): &(PathBuf, PathBuf)) -> bool {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
+    let Ok(served) = rustix::fs::open(served, flags, Mode::empty()) else { return false };
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let within = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let file = rustix::fs::openat2(&served, path, flags, Mode::empty(), within);
+    file.is_ok_and(|file| std::fs::File::from(file).metadata().is_ok_and(|meta| meta.is_file()))
 }
 
 fn is_served(target: &Path, mark: &str) -> bool {
@@ -92,21 +113,23 @@ pub fn run(output: Output, args: &GuardArgs) -> Result<Exit, Failure> {
 /// How many links into what we serve there are, and which of them do not answer.
 fn look(directory: &Path) -> Result<(usize, Vec<PathBuf>), Failure> {
     let wrong = |path: &Path, error: std::io::Error| Failure::new("system", format!("{}: {error}", path.display()));
+    let directory = directory.canonicalize().map_err(|error| wrong(directory, error))?;
+    let until = Instant::now() + PATIENCE;
     let (mut links, mut broken) = (0, Vec::new());
-    let mut waiting = vec![directory.to_owned()];
+    let mut waiting = vec![directory.clone()];
     while let Some(inside) = waiting.pop() {
         for entry in std::fs::read_dir(&inside).map_err(|error| wrong(&inside, error))? {
             let entry = entry.map_err(|error| wrong(&inside, error))?;
             let (path, kind) = (entry.path(), entry.file_type().map_err(|error| wrong(&inside, error))?);
             if kind.is_dir() {
                 waiting.push(path);
-            } else if kind.is_symlink() && std::fs::read_link(&path).is_ok_and(|target| is_served(&target, LINKS)) {
+            } else if kind.is_symlink()
+                && let Some(target) = std::fs::read_link(&path).ok().and_then(|target| linked(&directory, &target))
+            {
                 links += 1;
-                let target = path.clone();
                 // Opened, since the kernel remembers what a file was also when nobody serves it any more.
-                let answers =
-                    move || std::fs::File::open(target).and_then(|file| file.metadata()).is_ok_and(|meta| meta.is_file());
-                if !within(PATIENCE, answers).unwrap_or(false) {
+                let patience = until.saturating_duration_since(Instant::now());
+                if !within(patience, move || answers(&target)).unwrap_or(false) {
                     broken.push(path);
                 }
             }
@@ -186,8 +209,11 @@ mod tests {
     fn what_is_served_for_links_is_known_by_its_name() {
         let place = place(Path::new("/var/lib/redis"), Uuid::now_v7()).expect("has a name");
         assert!(place.to_string_lossy().starts_with("/var/lib/.redis.links-"), "{}", place.display());
-        assert!(is_served(&place.join("dump.rdb"), LINKS));
-        assert!(!is_served(Path::new("/var/lib/redis/links-1/dump.rdb"), LINKS));
+        let redis = Path::new("/var/lib/redis");
+        let target = |path: &str| linked(redis, Path::new(path)).is_some();
+        assert_eq!(linked(redis, &place.join("sub/dump.rdb")), Some((place, "sub/dump.rdb".into())));
+        assert!(!target("/var/lib/redis/links-1/dump.rdb") && !target("/tmp/.redis.links-1/x"));
+        assert!(!target("/var/lib/.redis.links-1/../../../etc/shadow") && !target("/var/lib/.other.links-1/x"));
     }
 
     #[test]

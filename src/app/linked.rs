@@ -21,7 +21,7 @@ use crate::base::Pace;
 use crate::driver::files::ServedNode;
 use crate::fuse::mounts::take_off;
 use crate::model::names::ClusterName;
-use crate::node::{Link, PlaceProgress, clear_leavings, holders, hydrate, links_into};
+use crate::node::{Link, PlaceProgress, clear_leavings, holders, hydrate, links_in_place, links_into};
 use crate::repo::{NodeTree, Repository};
 
 /// How often the links are looked at.
@@ -39,6 +39,8 @@ pub struct LinkedRestore {
     pub directory: PathBuf,
     /// All its links were made: it may end when there are none.
     pub is_placed: bool,
+    /// Device that it was placed on: where another one is mounted there now, or none, nothing can be said of its links.
+    pub device: u64,
     /// Files are made of them in the background.
     pub is_hydrating: bool,
     /// No faster than this.
@@ -47,15 +49,23 @@ pub struct LinkedRestore {
 
 impl LinkedRestore {
     /// Every place where links of this restore may be: in place, or set aside by a swap.
-    fn places(&self) -> Vec<PathBuf> {
+    fn places(&self) -> std::io::Result<Vec<PathBuf>> {
         let mut places = vec![self.directory.clone()];
-        let (Some(parent), Some(name)) = (self.directory.parent(), self.directory.file_name()) else { return places };
+        let (Some(parent), Some(name)) = (self.directory.parent(), self.directory.file_name()) else { return Ok(places) };
         let name = name.to_string_lossy();
         let ours = [format!(".{name}.tintype-"), format!(".{name}.before-")];
-        let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
-        let aside = entries.filter(|entry| ours.iter().any(|own| entry.file_name().to_string_lossy().starts_with(own)));
-        places.extend(aside.map(|entry| entry.path()));
-        places
+        for entry in std::fs::read_dir(parent)? {
+            let entry = entry?;
+            if ours.iter().any(|own| entry.file_name().to_string_lossy().starts_with(own)) {
+                places.push(entry.path());
+            }
+        }
+        Ok(places)
+    }
+
+    /// The device of the directory.
+    pub fn device_now(&self) -> std::io::Result<u64> {
+        std::fs::metadata(&self.directory).map(|meta| std::os::unix::fs::MetadataExt::dev(&meta))
     }
 
     /// They were made, and none leads to `served` any more.
@@ -65,7 +75,10 @@ impl LinkedRestore {
 
     /// What still leads to `served`, wherever it is.
     pub fn links(&self, served: &Path) -> std::io::Result<Vec<Link>> {
-        self.places().iter().map(|place| links_into(place, served)).collect::<Result<Vec<_>, _>>().map(|all| all.concat())
+        if self.device_now()? != self.device {
+            return Err(std::io::Error::other("it is not on the disk that it was restored to: is that mounted?"));
+        }
+        self.places()?.iter().map(|place| links_into(place, served)).collect::<Result<Vec<_>, _>>().map(|all| all.concat())
     }
 }
 
@@ -135,7 +148,12 @@ async fn round(
     state: &LinkState,
 ) -> Result<bool, String> {
     let served = &record.mountpoint;
-    let left = links.links(served).map_err(|error| error.to_string())?;
+    let look = {
+        let (links, served) = (links.clone(), served.clone());
+        move || Ok::<_, std::io::Error>((links.links(&served)?, links_in_place(&links.directory, &served)?.len()))
+    };
+    let looked = tokio::task::spawn_blocking(look).await.map_err(|error| error.to_string())?;
+    let (left, in_place) = looked.map_err(|error| format!("{}: {error}", links.directory.display()))?;
     if left.is_empty() {
         let target = served.clone();
         let taken = tokio::task::spawn_blocking(move || take_off(&target, false)).await.map_err(|error| error.to_string())?;
@@ -145,7 +163,6 @@ async fn round(
         state.set(format!("every file is local; {} still holds old ones open", held_by(served)));
         return Ok(false);
     }
-    let in_place = links_into(&links.directory, served).map_err(|error| error.to_string())?.len();
     if !links.is_hydrating || in_place == 0 {
         state.set(format!("{} links lead here", left.len()));
         return Ok(false);
@@ -153,7 +170,7 @@ async fn round(
     let progress = Arc::new(PlaceProgress::default());
     let telling = tokio::spawn(tell(state.clone(), progress.clone(), in_place));
     let pace = links.bytes_per_second.map(Pace::new);
-    let done = hydrate(&links.directory, served, source.clone(), tree.clone(), pace, progress).await;
+    let done = hydrate(&links.directory, served, record.owner, source.clone(), tree.clone(), pace, progress).await;
     telling.abort();
     done.map(|_| false).map_err(|error| error.to_string())
 }

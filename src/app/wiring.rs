@@ -342,6 +342,16 @@ type MakeOptions<'a> = &'a dyn Fn(&NodeName, &str, &NodeConfig) -> Result<RedisO
 
 /// The nodes that the configuration names.
 fn configured(cluster: &ClusterName, config: &ClusterConfig, options: MakeOptions<'_>) -> Result<Vec<ClusterNode>, Failure> {
+    // A node that is no replica of anything would be stored by nobody.
+    for (name, node) in &config.nodes {
+        let Some(master) = &node.replica_of else { continue };
+        let is_master = config.nodes.get(master).is_some_and(|master| master.replica_of.is_none());
+        if !is_master {
+            let message =
+                format!("[clusters.{cluster}.nodes.{name}] replica_of = {:?} names no master of this cluster", master.as_str());
+            return Err(Failure::usage(message).hint("name a node of the same cluster that has no replica_of itself"));
+        }
+    }
     let node = |(name, node): (&NodeName, &NodeConfig)| {
         let address =
             node.address.as_deref().ok_or_else(|| Failure::usage(format!("[clusters.{cluster}.nodes.{name}] has no address")))?;

@@ -141,6 +141,9 @@ async fn steps(
     }
     on_step(RestoreStep::Confirm);
     all(join_all(pairs.iter().map(|(plan, node)| node.confirm(plan))).await)?;
+    // From here on nothing is undone: all nodes hold the snapshot.
+    let finished = join_all(pairs.iter().map(|(plan, node)| node.finish(plan))).await;
+    report.failures.extend(finished.into_iter().filter_map(Result::err));
     Ok(())
 }
 
@@ -154,4 +157,141 @@ fn all<T>(results: Vec<Result<T, StepFailure>>) -> Result<Vec<T>, Vec<StepFailur
         }
     }
     if failures.is_empty() { Ok(done) } else { Err(failures) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::model::names::{ClusterName, NodeName};
+    use crate::model::restore_plan::{Fit, Guard, Method, StopKind, SwapKind};
+    use crate::model::time::{SnapshotDate, Timestamp};
+
+    type Log = Arc<Mutex<Vec<String>>>;
+
+    /// Says what it is asked, and fails at one step.
+    #[derive(Debug)]
+    struct Teller {
+        name: String,
+        fails_at: Option<&'static str>,
+        log: Log,
+    }
+
+    impl Teller {
+        fn step(&self, step: &'static str) -> Result<(), StepFailure> {
+            self.log.lock().expect("no panic").push(format!("{step} {}", self.name));
+            match self.fails_at == Some(step) {
+                true => Err(StepFailure { node: self.name.clone(), step: RestoreStep::Check, reason: step.to_owned() }),
+                false => Ok(()),
+            }
+        }
+    }
+
+    #[async_trait]
+    impl RestoreNode for Teller {
+        fn name(&self) -> &str {
+            &self.name
+        }
+        async fn stage(&self, _plan: &NodePlan) -> Result<NodeRestored, StepFailure> {
+            self.step("stage").map(|()| NodeRestored::default())
+        }
+        async fn stop(&self, _plan: &NodePlan) -> Result<(), StepFailure> {
+            self.step("stop")
+        }
+        async fn swap(&self, _plan: &NodePlan) -> Result<(), StepFailure> {
+            self.step("swap")
+        }
+        async fn start(&self, _plan: &NodePlan) -> Result<(), StepFailure> {
+            self.step("start")
+        }
+        async fn check(&self, _plan: &NodePlan) -> Result<(Option<u64>, bool), StepFailure> {
+            self.step("check").map(|()| (None, false))
+        }
+        async fn confirm(&self, _plan: &NodePlan) -> Result<(), StepFailure> {
+            self.step("confirm")
+        }
+        async fn finish(&self, _plan: &NodePlan) -> Result<(), StepFailure> {
+            self.step("finish")
+        }
+        async fn undo(&self, _plan: &NodePlan) -> Result<(), StepFailure> {
+            self.step("undo")
+        }
+    }
+
+    fn node(name: &str, content: Content) -> NodePlan {
+        NodePlan {
+            id: Uuid::nil(),
+            source: NodeName::new("a").expect("legal"),
+            target: name.to_owned(),
+            directory: "/data".into(),
+            content,
+            method: Method::Copy,
+            swap: SwapKind::Rename,
+            files: 0,
+            bytes: 0,
+            linked_files: 0,
+            linked_bytes: 0,
+            free_bytes: 0,
+            begun_bytes: 0,
+            replaced_bytes: 0,
+            owner: None,
+            fit: Fit::default(),
+            carried: Vec::new(),
+            stop: StopKind::Protocol,
+            guard: Guard::None,
+            start: true,
+            save_first: false,
+            before: None,
+            keys: None,
+        }
+    }
+
+    /// Masters `a` and `b` and a replica `c`, of which `b` fails at a step: how it ended, and what was asked in which order.
+    async fn told(fails_at: Option<&'static str>) -> (RestoreOutcome, Vec<String>) {
+        let log = Log::default();
+        let plan = RestorePlan {
+            id: Uuid::nil(),
+            cluster: ClusterName::new("prod").expect("legal"),
+            date: SnapshotDate::from_seconds(0).expect("a date"),
+            snapshot: Uuid::nil(),
+            cut_at: Timestamp(0),
+            target_cluster: "prod".to_owned(),
+            nodes: vec![node("a", Content::Restored), node("b", Content::Restored), node("c", Content::Emptied)],
+            placing_seconds: None,
+            warnings: Vec::new(),
+            refusals: Vec::new(),
+        };
+        let teller = |name: &str| {
+            let fails_at = fails_at.filter(|_| name == "b");
+            Arc::new(Teller { name: name.to_owned(), fails_at, log: log.clone() }) as Arc<dyn RestoreNode>
+        };
+        let nodes = ["a", "b", "c"].map(teller);
+        let report = restore(&plan, &nodes, &|_| {}, &|| false).await;
+        let log = log.lock().expect("no panic").clone();
+        (report.outcome, log)
+    }
+
+    #[tokio::test]
+    async fn replicas_stop_first_and_start_last_and_nothing_is_finished_before_all_are_confirmed() {
+        let (outcome, log) = told(None).await;
+        assert_eq!(outcome, RestoreOutcome::Restored);
+        let expected = "stage a, stage b, stage c, stop c, stop a, stop b, swap a, swap b, swap c, start a, start b, check a, check b, \
+            start c, check c, confirm a, confirm b, confirm c, finish a, finish b, finish c";
+        assert_eq!(log.join(", "), expected);
+    }
+
+    #[tokio::test]
+    async fn one_node_that_is_not_confirmed_undoes_all_and_no_replica_takes_over_meanwhile() {
+        for step in ["start", "check", "confirm"] {
+            let (outcome, log) = told(Some(step)).await;
+            assert_eq!(outcome, RestoreOutcome::Undone);
+            assert!(log.join(", ").ends_with("stop c, undo a, undo b, undo c"), "{step}: {log:?}");
+            assert!(!log.iter().any(|line| line.starts_with("finish")), "{step}: {log:?}");
+        }
+        let (_, log) = told(Some("stage")).await;
+        assert_eq!(log.join(", "), "stage a, stage b, undo a, undo b, undo c");
+    }
 }

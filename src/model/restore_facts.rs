@@ -1,7 +1,7 @@
 //! What a restore is planned from: the stored nodes, and what was seen at the targets before anything was touched.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -109,6 +109,9 @@ pub struct TargetFacts {
     pub guard: Guard,
 }
 
+/// Behind the name of a file that is on its way into a link's place: not the store's.
+pub const HYDRATING: &str = ".tintype-hydrate";
+
 /// What keeps a store from starting on links that lead nowhere.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -123,16 +126,28 @@ pub enum Guard {
 }
 
 impl Guard {
-    /// What a start command allows.
-    pub fn of_start(command: &[String]) -> Self {
+    /// What a start command of a store in `directory` allows.
+    pub fn of_start(command: &[String], directory: Option<&Path>) -> Self {
         let is = |word: &String, name: &str| word.rsplit('/').next() == Some(name);
-        if command.windows(2).any(|pair| is(&pair[0], "tintype") && pair[1..].iter().any(|word| word == "guard")) {
+        let is_guard = |words: &[String]| {
+            is(&words[0], "tintype")
+                && words[1] == "guard"
+                && directory.is_some_and(|directory| Path::new(&words[2]) == directory)
+        };
+        if command.windows(3).any(is_guard) {
             return Self::Command;
+        }
+        // A user's or another host's systemd reads no drop-in of this one.
+        let is_elsewhere = |word: &String| {
+            matches!(word.as_str(), "--user" | "-H" | "-M") || word.starts_with("--host") || word.starts_with("--machine")
+        };
+        if command.iter().any(is_elsewhere) {
+            return Self::None;
         }
         let words: Vec<_> = command.iter().skip_while(|word| !is(word, "systemctl")).skip(1).collect();
         let mut named = words.iter().skip_while(|word| !matches!(word.as_str(), "start" | "restart")).skip(1);
         match named.find(|word| !word.starts_with('-')) {
-            Some(unit) if unit.contains('.') => Self::Unit(unit.to_string()),
+            Some(unit) if unit.ends_with(".service") => Self::Unit(unit.to_string()),
             Some(unit) => Self::Unit(format!("{unit}.service")),
             None => Self::None,
         }
@@ -240,6 +255,8 @@ pub struct RestoreRequest {
     pub nodes: Vec<NodeName>,
     /// How the files come to the targets.
     pub method: Method,
+    /// How fast the last restore on this host was placed; `None` before the first.
+    pub bytes_per_second: Option<u64>,
     /// Stored node to target node, where the names do not tell.
     pub map: Vec<(NodeName, NodeName)>,
     /// What runs need not be saved into the directory that is set aside.

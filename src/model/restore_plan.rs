@@ -41,6 +41,9 @@ pub struct RestorePlan {
     pub target_cluster: String,
     /// One for each node, in the order of stopping and starting.
     pub nodes: Vec<NodePlan>,
+    /// How long placing takes, at the speed of the last restore on this host; stores run on meanwhile.
+    #[serde(default)]
+    pub placing_seconds: Option<u64>,
     /// Worth knowing; nothing is in the way.
     pub warnings: Vec<String>,
     /// What is in the way; empty for a plan that can be carried out.
@@ -256,8 +259,10 @@ impl RestorePlan {
         }
         nodes.sort_by(|a: &NodePlan, b| (a.content, &a.target).cmp(&(b.content, &b.target)));
         check_shared_space(&nodes, &targets, &mut refusals);
+        let bytes: u64 = nodes.iter().map(|node| node.bytes.saturating_sub(node.begun_bytes)).sum();
         Self {
             id,
+            placing_seconds: request.bytes_per_second.map(|speed| bytes.div_ceil(speed.max(1))),
             cluster: snapshot.cluster.clone(),
             date: snapshot.date,
             snapshot: snapshot.uuid,
@@ -305,6 +310,14 @@ fn plan_node(
     let carried = if is_files { Vec::new() } else { directory.carried.clone() };
     let carried_bytes = if is_files { 0 } else { directory.carried_bytes };
     let bytes = placed_bytes + made_bytes + carried_bytes;
+    let linked_bytes = source.totals.total_bytes.saturating_sub(placed_bytes);
+    if request.method == Method::Link && linked_bytes.saturating_add(bytes) > directory.free_bytes {
+        warnings.push(format!(
+            "{name}: {} are linked and {} are free: they become local files only as far as there is room",
+            human_bytes(linked_bytes),
+            human_bytes(directory.free_bytes)
+        ));
+    }
     Some(NodePlan {
         id,
         source: source.node.clone(),
@@ -316,7 +329,7 @@ fn plan_node(
         files,
         bytes,
         linked_files: source.totals.files.saturating_sub(files),
-        linked_bytes: source.totals.total_bytes.saturating_sub(placed_bytes),
+        linked_bytes,
         free_bytes: directory.free_bytes,
         begun_bytes: directory.begun_bytes,
         replaced_bytes: directory.used_bytes,

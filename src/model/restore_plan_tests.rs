@@ -180,7 +180,8 @@ fn an_append_only_target_gets_files_that_it_reads() {
 
 #[test]
 fn a_start_command_tells_what_guards_it() {
-    let guard = |words: &[&str]| Guard::of_start(&words.iter().map(|word| word.to_string()).collect::<Vec<_>>());
+    let guard =
+        |words: &[&str]| Guard::of_start(&words.iter().map(|word| word.to_string()).collect::<Vec<_>>(), Some("/data".as_ref()));
     assert_eq!(guard(&[]), Guard::None);
     assert_eq!(guard(&["/etc/init.d/redis", "start"]), Guard::None);
     assert_eq!(guard(&["systemctl", "start", "redis"]), Guard::Unit("redis.service".to_owned()));
@@ -189,6 +190,10 @@ fn a_start_command_tells_what_guards_it() {
         Guard::Unit("redis@1.service".to_owned())
     );
     assert_eq!(guard(&["systemctl", "start"]), Guard::None);
+    assert_eq!(guard(&["systemctl", "start", "redis-6.2"]), Guard::Unit("redis-6.2.service".to_owned()));
+    assert_eq!(guard(&["systemctl", "--user", "start", "redis"]), Guard::None);
+    assert_eq!(guard(&["systemctl", "-H", "other", "start", "redis"]), Guard::None);
+    assert_eq!(guard(&["tintype", "guard", "/other", "--", "redis-server"]), Guard::None);
     assert_eq!(guard(&["/usr/local/bin/tintype", "guard", "/data", "--", "redis-server"]), Guard::Command);
 }
 
@@ -209,5 +214,17 @@ fn links_need_a_guard_and_a_store_that_does_not_start_empty() {
     assert_eq!(codes_of(true, "7.0.15", Guard::None), [RefusalCode::NoGuard]);
     // It reads its dump alone, or one file that it also writes.
     assert_eq!(codes_of(false, "7.0.15", Guard::Command), [RefusalCode::StartsEmpty]);
-    assert_eq!(codes_of(true, "6.2.14", Guard::Command), [RefusalCode::StartsEmpty]);
+    assert_eq!(codes_of(true, "6.2.14", Guard::Command), [RefusalCode::DumpTooNew, RefusalCode::StartsEmpty]);
+}
+
+#[test]
+fn how_long_placing_takes_follows_from_the_last_restore() {
+    let mut snapshot = snapshot(&[("a", NodeStatus::Completed, vec![])]);
+    snapshot.nodes[0].totals.total_bytes = 100 << 20;
+    let with = |bytes_per_second| plan_of(&snapshot, &[target("a")], &RestoreRequest { bytes_per_second, ..request() });
+    assert_eq!(with(None).placing_seconds, None);
+    assert!(with(None).to_string().contains("not known before the first restore"));
+    assert_eq!(with(Some(1 << 20)).placing_seconds, Some(100));
+    assert!(with(Some(1 << 20)).to_string().contains("placing takes about 100 s"));
+    assert!(with(Some(10_000)).to_string().contains("2 h 54 min"));
 }

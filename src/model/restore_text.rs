@@ -18,6 +18,15 @@ pub fn human_bytes(bytes: u64) -> String {
     format!("{value} PiB")
 }
 
+/// Durations for people: `40 s`, `12 min`, `3 h 20 min`.
+fn human_seconds(seconds: u64) -> String {
+    match seconds {
+        0..=119 => format!("{} s", seconds.max(1)),
+        120..=7199 => format!("{} min", seconds.div_ceil(60)),
+        _ => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+    }
+}
+
 impl fmt::Display for RestorePlan {
     /// For people: what is replaced by what, in which order, and what is in the way.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -94,6 +103,17 @@ impl fmt::Display for RestorePlan {
                 (true, None) => writeln!(f, "    start    and wait until it has loaded")?,
                 (false, _) => writeln!(f, "    start    left to you")?,
             }
+        }
+        match self.placing_seconds {
+            Some(seconds) => writeln!(
+                f,
+                "  placing takes about {}, as fast as the last restore here; stores run on meanwhile",
+                human_seconds(seconds)
+            )?,
+            None => writeln!(
+                f,
+                "  how long placing takes is not known before the first restore on this host; stores run on meanwhile"
+            )?,
         }
         if self.nodes.len() > 1 {
             let order: Vec<_> = self.nodes.iter().map(|node| node.target.as_str()).collect();

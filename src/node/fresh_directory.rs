@@ -222,6 +222,11 @@ impl FreshDirectory {
         self.directory_of(path)
     }
 
+    /// A regular file that others may have changed since; `None` for everything else.
+    pub(super) fn open_beneath(&self, path: &TreePath) -> Option<File> {
+        open_regular(&self.root, path)
+    }
+
     /// Opens a file that was made here before.
     pub fn open_file(&self, path: &TreePath) -> Result<File, RestoreError> {
         self.beneath(path, OFlags::RDONLY, Mode::empty()).map(File::from).map_err(RestoreError::file("open", &self.shown(path)))

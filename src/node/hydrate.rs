@@ -12,7 +12,6 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,16 +19,18 @@ use rustix::fs::{AtFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::fresh_directory::{FreshDirectory, Owner};
-use super::place_file::{PlaceProgress, Placing};
+use super::place_file::{PlaceProgress, Placing, blocking};
 use super::restore_error::RestoreError;
+use super::swap::stays;
 use crate::base::Pace;
 use crate::model::ids::BlockId;
 use crate::model::manifest::FileKind;
 use crate::model::names::TreePath;
+use crate::model::restore_facts::HYDRATING;
 use crate::repo::{NodeTree, RepoError, SnapshotSource};
 
-/// Behind the name of a file that is being made. Stores pass over names that begin with a dot.
-const SUFFIX: &str = ".tintype-hydrate";
+/// Left to the store on its disk, whatever is hydrated: a GiB, or a twentieth of a smaller disk.
+const SPARE_BYTES: u64 = 1 << 30;
 
 /// A link of a restore.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,7 +45,10 @@ pub struct Link {
 pub fn links_into(directory: &Path, served: &Path) -> std::io::Result<Vec<Link>> {
     let mut found = Vec::new();
     walk(directory, &mut |path, kind| {
+        // One that came out of an exchange and was not removed any more is nobody's.
+        let is_left = path.file_name().ends_with(HYDRATING.as_bytes());
         if kind.is_symlink()
+            && !is_left
             && let Ok(target) = std::fs::read_link(directory.join(path.to_path_buf()))
             && let Ok(source) = target.strip_prefix(served)
             && let Ok(source) = TreePath::new(source.as_os_str().as_bytes().to_vec())
@@ -60,7 +64,7 @@ pub fn clear_leavings(directory: &Path) -> Result<(), RestoreError> {
     let mut left = Vec::new();
     let listed = walk(directory, &mut |path, kind| {
         let name = path.file_name();
-        if kind.is_file() && name.starts_with(b".") && name.ends_with(SUFFIX.as_bytes()) {
+        if (kind.is_file() || kind.is_symlink()) && name.starts_with(b".") && name.ends_with(HYDRATING.as_bytes()) {
             left.push(path);
         }
     });
@@ -95,39 +99,89 @@ fn walk(directory: &Path, visit: &mut dyn FnMut(TreePath, std::fs::FileType)) ->
 pub async fn hydrate(
     directory: &Path,
     served: &Path,
+    owner: Option<(u32, u32)>,
     source: Arc<dyn SnapshotSource>,
     tree: NodeTree,
     pace: Option<Pace>,
     progress: Arc<PlaceProgress>,
 ) -> Result<u64, RestoreError> {
-    let meta = directory.metadata().map_err(RestoreError::file("look at", directory))?;
-    let is_root = rustix::process::geteuid().is_root();
-    let owner = if is_root { Owner::Fixed(meta.uid(), meta.gid()) } else { Owner::Ourselves };
+    let owner = match owner {
+        _ if !rustix::process::geteuid().is_root() => Owner::Ourselves,
+        Some((uid, gid)) => Owner::Fixed(uid, gid),
+        None => Owner::AsCaptured,
+    };
     let fresh = Arc::new(FreshDirectory::in_use(directory, owner)?);
     let placing = Arc::new(Placing::new(source, tree, fresh.clone(), progress, pace));
-    let links = links_into(directory, served).map_err(RestoreError::file("list", directory))?;
+    let (listed, place) = (directory.to_owned(), served.to_owned());
+    let links = blocking("links", move || links_in_place(&listed, &place).map_err(RestoreError::file("list", &listed))).await?;
     let mut originals: HashMap<(BlockId, u32), TreePath> = HashMap::new();
-    let mut replaced = 0;
+    let (mut replaced, mut failed) = (0, None);
     for link in links {
-        let placed = placing.source.entry(&placing.tree, &link.source).await?;
-        let placed = placed.filter(|placed| placed.entry.kind == FileKind::File).ok_or_else(|| RepoError::NotFound {
-            what: format!("{}/{}, which {} leads to", placing.what(), link.source, link.path),
-        })?;
-        let made = beside(&link.path)?;
-        // What has the same content is on this disk since its turn.
-        let content = placed.entry.content.as_ref().map(|content| (content.id, content.block_bytes));
-        let original = content.and_then(|content| originals.get(&content)).and_then(|path| fresh.open_file(path).ok());
-        placing.place_file(placed, made.clone(), original).await?;
-        if exchange(&fresh, &made, &link.path, &served.join(link.source.to_path_buf()))? {
-            originals.extend(content.map(|content| (content, link.path.clone())));
-            replaced += 1;
+        match one(&placing, served, &link, &mut originals).await {
+            Ok(is_replaced) => replaced += u64::from(is_replaced),
+            // One that cannot be read keeps no other from becoming a file.
+            Err(error) => {
+                tracing::warn!(path = %link.path, %error, "the link stays");
+                failed.get_or_insert(error);
+            }
         }
     }
-    Ok(replaced)
+    failed.map_or(Ok(replaced), Err)
+}
+
+/// One link; whether it was replaced.
+async fn one(
+    placing: &Arc<Placing>,
+    served: &Path,
+    link: &Link,
+    originals: &mut HashMap<(BlockId, u32), TreePath>,
+) -> Result<bool, RestoreError> {
+    let absent = || RepoError::NotFound { what: format!("{}/{}, which {} leads to", placing.what(), link.source, link.path) };
+    let placed = placing.source.entry(&placing.tree, &link.source).await?;
+    let placed = placed.filter(|placed| placed.entry.kind == FileKind::File).ok_or_else(absent)?;
+    let (made, fresh) = (beside(&link.path)?, placing.fresh.clone());
+    leave_room(fresh.path(), placed.entry.size_bytes())?;
+    // What has the same content is on this disk since its turn.
+    let content = placed.entry.content.as_ref().map(|content| (content.id, content.block_bytes));
+    let original = content.and_then(|content| originals.get(&content)).and_then(|path| fresh.open_beneath(path));
+    if let Err(error) = placing.place_file(placed, made.clone(), original).await {
+        if matches!(error, RestoreError::File { is_full: true, .. }) {
+            // The store needs the room more.
+            let _gone = fresh.remove(&made);
+        }
+        return Err(error);
+    }
+    let (target, path) = (served.join(link.source.to_path_buf()), link.path.clone());
+    let is_replaced = blocking("link", move || exchange(&fresh, &made, &path, &target)).await?;
+    if is_replaced {
+        originals.extend(content.map(|content| (content, link.path.clone())));
+    }
+    Ok(is_replaced)
+}
+
+/// Refuses what would take the store's own room.
+fn leave_room(directory: &Path, bytes: u64) -> Result<(), RestoreError> {
+    let space = rustix::fs::statvfs(directory).map_err(RestoreError::file("look at", directory))?;
+    let (free, whole) = (space.f_bavail.saturating_mul(space.f_frsize), space.f_blocks.saturating_mul(space.f_frsize));
+    let needed = bytes.saturating_add(SPARE_BYTES.min(whole / 20));
+    if free >= needed {
+        return Ok(());
+    }
+    let reason = format!(
+        "too little space for the next file: {needed} bytes are needed, the store's own room among them, and {free} are free"
+    );
+    Err(RestoreError::refused(directory.display().to_string(), reason))
+}
+
+/// The links of the restored directory itself: not of what a swap has set aside in a mountpoint.
+pub fn links_in_place(directory: &Path, served: &Path) -> std::io::Result<Vec<Link>> {
+    let mut links = links_into(directory, served)?;
+    links.retain(|link| link.path.components().next().is_none_or(|first| !stays(first)));
+    Ok(links)
 }
 
 fn beside(path: &TreePath) -> Result<TreePath, RestoreError> {
-    let name = [b".".as_slice(), path.file_name(), SUFFIX.as_bytes()].concat();
+    let name = [b".".as_slice(), path.file_name(), HYDRATING.as_bytes()].concat();
     path.parent()
         .unwrap_or_default()
         .join(&name)
@@ -140,18 +194,25 @@ fn exchange(fresh: &FreshDirectory, made: &TreePath, link: &TreePath, target: &P
     let shown = fresh.path().join(link.to_path_buf());
     let (made_name, name) = (name_of(made), name_of(link));
     let leads = |name: &std::ffi::OsStr| leads_to(&parent, name, target);
+    let ours = inode_of(&parent, made_name);
     let mut is_replaced = false;
     if leads(name) {
         match rustix::fs::renameat_with(&parent, made_name, &parent, name, RenameFlags::EXCHANGE) {
             Ok(()) if leads(made_name) => is_replaced = true,
             // The store was quicker by less than a microsecond: what it has put there goes back.
-            Ok(()) => rustix::fs::renameat_with(&parent, made_name, &parent, name, RenameFlags::EXCHANGE)
-                .map_err(RestoreError::file("give back", &shown))?,
+            Ok(()) => {
+                rustix::fs::renameat_with(&parent, made_name, &parent, name, RenameFlags::EXCHANGE)
+                    .map_err(RestoreError::file("give back", &shown))?;
+                if inode_of(&parent, made_name) != ours {
+                    // And once more: what it put there last is the newest.
+                    rustix::fs::renameat(&parent, made_name, &parent, name).map_err(RestoreError::file("give back", &shown))?;
+                    return sync(parent, &shown).map(|()| false);
+                }
+            }
             Err(Errno::NOENT) => {}
-            // A file system that cannot exchange.
             Err(Errno::INVAL | Errno::NOSYS) => {
-                rustix::fs::renameat(&parent, made_name, &parent, name).map_err(RestoreError::file("replace", &shown))?;
-                return sync(parent, &shown).map(|()| true);
+                let reason = "its file system cannot exchange two names: the links stay, restore by copy instead";
+                return Err(RestoreError::refused(shown.display().to_string(), reason));
             }
             Err(error) => return Err(RestoreError::file("replace", &shown)(error)),
         }
@@ -163,6 +224,12 @@ fn exchange(fresh: &FreshDirectory, made: &TreePath, link: &TreePath, target: &P
 
 fn name_of(path: &TreePath) -> &std::ffi::OsStr {
     std::ffi::OsStr::from_bytes(path.file_name())
+}
+
+/// Device and inode of a name.
+fn inode_of(parent: &OwnedFd, name: &std::ffi::OsStr) -> Option<(u64, u64)> {
+    let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+    Some((stat.st_dev, stat.st_ino))
 }
 
 fn leads_to(parent: &OwnedFd, name: &std::ffi::OsStr, target: &Path) -> bool {

@@ -10,6 +10,7 @@ mod restore;
 mod restore_copy;
 mod restore_error;
 mod restore_link;
+mod restore_stage;
 mod servers;
 mod site;
 mod swap;
@@ -18,7 +19,7 @@ mod swap_tests;
 
 pub use capture::{NodeCapture, StoredNode, UploadError};
 pub use fresh_directory::{FreshDirectory, Owner};
-pub use hydrate::{Holder, Link, clear_leavings, holders, hydrate, links_into};
+pub use hydrate::{Holder, Link, clear_leavings, holders, hydrate, links_in_place, links_into};
 pub use journal::{RestoreRecord, StateDirectory, Step, TargetLock};
 pub use mount_host::MountHost;
 pub use place_file::PlaceProgress;

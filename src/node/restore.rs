@@ -3,28 +3,22 @@
 //! **Invariants.** Until the swap the old directory is not touched; after it either the old or the restored one is in
 //! place whole. A step writes its record before it begins. Nothing is deleted but what a restore made or set aside.
 
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::sync::Mutex;
 
-use super::fresh_directory::{FreshDirectory, Owner};
-use super::journal::{RestoreRecord, StateDirectory, Step, TargetLock, inode};
+use super::journal::{RestoreRecord, StateDirectory, Step, TargetLock};
 use super::mount_host::MountHost;
 use super::place_file::PlaceProgress;
-use super::restore_copy::{PlaceOptions, PlaceReceipt, place};
 use super::restore_error::RestoreError;
-use super::restore_link::fit_clone;
 use super::servers::{Server, ServerLimits, working_inode};
 use super::site::{carry_over, inspect_directory, used_bytes};
 use super::swap::{Steps, note, settle, swap, swap_back};
 use crate::driver::NodeSite;
 use crate::driver::control::StoreControl;
 use crate::model::manifest::KeyCounts;
-use crate::model::names::TreePath;
-use crate::model::restore_plan::{Content, DirectoryFacts, Guard, Method, NodePlan, ServerFacts, StoreLayout, TargetFacts};
-use crate::repo::{NodeTree, RepoError, SnapshotSource};
+use crate::model::restore_plan::{Content, DirectoryFacts, Guard, NodePlan, ServerFacts, StoreLayout, TargetFacts};
 
 /// What was compared after the start.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -38,23 +32,23 @@ pub struct CheckReceipt {
 /// A node whose files are on this host.
 #[derive(Debug)]
 pub struct LocalRestore {
-    cluster: String,
-    node: String,
+    pub(super) cluster: String,
+    pub(super) node: String,
     site: NodeSite,
     server: Option<Server>,
-    state: StateDirectory,
-    host: Option<Arc<dyn MountHost>>,
-    steps: Arc<Steps>,
-    progress: Arc<PlaceProgress>,
-    working: Mutex<Option<Working>>,
+    pub(super) state: StateDirectory,
+    pub(super) host: Option<Arc<dyn MountHost>>,
+    pub(super) steps: Arc<Steps>,
+    pub(super) progress: Arc<PlaceProgress>,
+    pub(super) working: Mutex<Option<Working>>,
 }
 
 #[derive(Debug)]
-struct Working {
-    record: RestoreRecord,
-    _lock: TargetLock,
+pub(super) struct Working {
+    pub(super) record: RestoreRecord,
+    pub(super) _lock: TargetLock,
     /// It ran when we came, and was stopped by us.
-    was_stopped: bool,
+    pub(super) was_stopped: bool,
 }
 
 impl LocalRestore {
@@ -105,7 +99,7 @@ impl LocalRestore {
             node: self.node.clone(),
             has_stop: !self.site.stop.is_empty(),
             has_start: !self.site.start.is_empty(),
-            guard: Guard::of_start(&self.site.start),
+            guard: Guard::of_start(&self.site.start, self.site.data_directory.as_deref()),
             ..TargetFacts::default()
         };
         if let Some(server) = &self.server {
@@ -133,7 +127,7 @@ impl LocalRestore {
             let look = move || {
                 let mut seen = inspect_directory(&looked, layout.as_ref(), is_clone)?;
                 for left in state.records()?.into_iter().filter(|left| left.is_begun() && left.directory == seen.resolved) {
-                    seen.begun_bytes += used_bytes(&left.fresh);
+                    seen.begun_bytes += if left.clone.is_some() { 0 } else { used_bytes(&left.fresh) };
                 }
                 seen.free_bytes = seen.free_bytes.saturating_add(seen.begun_bytes);
                 Ok(seen)
@@ -162,55 +156,16 @@ impl LocalRestore {
         std::fs::read_link(path).ok().filter(|target| host.is_clone(target))
     }
 
-    /// Places the files beside the data directory, going on from what an interrupted restore of the same has left.
-    ///
-    /// When the store of the snapshot broke, what was placed is left for the next attempt; on any other error nothing is.
-    pub async fn stage(
-        &self,
-        plan: &NodePlan,
-        source: Arc<dyn SnapshotSource>,
-        tree: NodeTree,
-        now_us: i64,
-    ) -> Result<PlaceReceipt, RestoreError> {
-        let lock = self.state.lock(&plan.directory)?;
-        let shown = format!("{}/{}/{}", tree.snapshot.cluster, tree.snapshot.date, tree.manifest.node);
-        let mut record = RestoreRecord::new(plan, &self.cluster, shown, tree.snapshot.uuid, now_us)?;
-        for mut left in self.state.records()?.into_iter().filter(|left| left.directory == plan.directory) {
-            match left.step {
-                Step::Swapped | Step::Checked | Step::RolledBack => {}
-                Step::Staging | Step::Staged if left.is_same(&record) && left.method != Method::Clone => {
-                    record = RestoreRecord { old: record.old, new: None, begun_at: now_us, ..left };
-                }
-                Step::Staging | Step::Staged => self.let_go(&mut left).await?,
-                _ => {
-                    return Err(RestoreError::refused(
-                        plan.directory.display().to_string(),
-                        format!("the restore {} of it was interrupted and not recovered", left.id),
-                    ));
-                }
-            }
-        }
-        note(&self.state, &mut record, Step::Staging, &self.steps)?;
-        let mut working = self.working.lock().await;
-        let record = &mut working.insert(Working { record, _lock: lock, was_stopped: false }).record;
-        let placed = self.serve_and_place(plan, source, tree, record).await;
-        match &placed {
-            Ok(_) | Err(RestoreError::Interrupted { .. }) => {}
-            Err(RestoreError::Repo(RepoError::Object(_))) => *working = None,
-            Err(_) => {
-                let cleared = self.let_go(record).await;
-                *working = None;
-                cleared?;
-            }
-        }
-        placed
-    }
-
     /// Deletes what is aside, clones that are not in place among it, and forgets the restore.
-    async fn let_go(&self, record: &mut RestoreRecord) -> Result<(), RestoreError> {
+    pub(super) async fn let_go(&self, record: &mut RestoreRecord) -> Result<(), RestoreError> {
+        if !matches!(record.step, Step::Swapping | Step::RollingBack) {
+            // Said before anything is gone: it can only be settled from now on.
+            note(&self.state, record, Step::Settling, &self.steps)?;
+        }
         let in_place = self.clone_at(&record.directory);
         let aside = [record.clone.clone(), self.clone_at(&record.fresh), self.clone_at(&record.before)];
-        for place in aside.into_iter().flatten().filter(|place| in_place.as_ref() != Some(place)) {
+        let is_settling = record.step == Step::Settling;
+        for place in aside.into_iter().flatten().filter(|place| is_settling && in_place.as_ref() != Some(place)) {
             self.host()?.remove_clone(&place).await?;
         }
         let (state, steps, mut now) = (self.state.clone(), self.steps.clone(), record.clone());
@@ -218,100 +173,8 @@ impl LocalRestore {
         Ok(())
     }
 
-    fn host(&self) -> Result<&Arc<dyn MountHost>, RestoreError> {
+    pub(super) fn host(&self) -> Result<&Arc<dyn MountHost>, RestoreError> {
         self.host.as_ref().ok_or_else(|| RestoreError::refused(&self.node, "nobody serves snapshots on this host"))
-    }
-
-    /// What links lead to is served before they are made.
-    async fn serve_and_place(
-        &self,
-        plan: &NodePlan,
-        source: Arc<dyn SnapshotSource>,
-        tree: NodeTree,
-        record: &mut RestoreRecord,
-    ) -> Result<PlaceReceipt, RestoreError> {
-        match plan.method {
-            _ if plan.content == Content::Emptied => self.place(plan, source, tree, None, record).await,
-            Method::Copy => self.place(plan, source, tree, None, record).await,
-            Method::Link => {
-                let host = self.host()?;
-                let served = host.serve(plan, &tree).await?;
-                let placed = match self.place(plan, source, tree, Some(&served), record).await {
-                    Ok(receipt) => host.placed(plan, &served).await.map(|()| receipt),
-                    failed => failed,
-                };
-                if placed.is_err() {
-                    host.release(&served).await;
-                }
-                placed
-            }
-            Method::Clone => self.place_clone(plan, tree, record).await,
-        }
-    }
-
-    /// Makes a clone beside the directory, and the link to it that takes the directory's place.
-    async fn place_clone(
-        &self,
-        plan: &NodePlan,
-        tree: NodeTree,
-        record: &mut RestoreRecord,
-    ) -> Result<PlaceReceipt, RestoreError> {
-        let host = self.host()?;
-        let place = host.clone_place(plan)?;
-        // Known before it is there, so that it is taken away whatever happens.
-        record.clone = Some(place.clone());
-        note(&self.state, record, Step::Staging, &self.steps)?;
-        host.make_clone(plan, &tree, &place).await?;
-        let totals = tree.manifest.totals;
-        let (fit, fresh, owner) = (plan.fit.clone(), record.fresh.clone(), plan.owner.unwrap_or_default());
-        blocking(move || {
-            let meta = place.metadata().map_err(RestoreError::file("look at", &place))?;
-            let as_root = rustix::process::geteuid().is_root() && owner != (0, 0);
-            let whose = if as_root { Owner::Fixed(owner.0, owner.1) } else { Owner::Ourselves };
-            let clone = FreshDirectory::open(&place, whose, None)?;
-            fit_clone(&clone, &fit, (owner, std::os::unix::fs::MetadataExt::mtime_nsec(&meta)))?;
-            std::os::unix::fs::symlink(&place, &fresh).map_err(RestoreError::file("link", &fresh))
-        })
-        .await?;
-        if let Some(parent) = record.fresh.parent() {
-            super::fresh_directory::sync_directory(parent)?;
-        }
-        record.new = inode(&record.fresh)?;
-        note(&self.state, record, Step::Staged, &self.steps)?;
-        Ok(PlaceReceipt { linked_files: totals.files, linked_bytes: totals.total_bytes, ..PlaceReceipt::default() })
-    }
-
-    async fn place(
-        &self,
-        plan: &NodePlan,
-        source: Arc<dyn SnapshotSource>,
-        tree: NodeTree,
-        links: Option<&Path>,
-        record: &mut RestoreRecord,
-    ) -> Result<PlaceReceipt, RestoreError> {
-        let is_root = rustix::process::geteuid().is_root();
-        let owner = match plan.owner {
-            Some((uid, gid)) if is_root => Owner::Fixed(uid, gid),
-            None if is_root => Owner::AsCaptured,
-            _ => Owner::Ourselves,
-        };
-        let like = plan.owner.is_some().then_some(plan.directory.as_path());
-        let root_mode = like.and_then(|path| path.metadata().ok()).map(|meta| std::os::unix::fs::MetadataExt::mode(&meta));
-        let fresh = Arc::new(match inode(&record.fresh)? {
-            Some(_) => FreshDirectory::adopt(&record.fresh, owner, like)?,
-            None => FreshDirectory::create(&record.fresh, owner, like)?,
-        });
-        let options = PlaceOptions { fit: Some(&plan.fit), root_mode, old: Some(&plan.directory), links };
-        let receipt = match plan.content {
-            Content::Restored => place(source, tree, fresh, options, self.progress.clone()).await?,
-            Content::Emptied => place_nothing(&fresh, root_mode)?,
-        };
-        if let Some(parent) = record.fresh.parent() {
-            super::fresh_directory::sync_directory(parent)?;
-        }
-        record.new = inode(&record.fresh)?;
-        note(&self.state, record, Step::Staged, &self.steps)?;
-        Ok(receipt)
     }
 
     /// Stops the server, saving into the directory that is set aside where the plan says so.
@@ -396,20 +259,25 @@ impl LocalRestore {
         Ok(receipt)
     }
 
-    /// Looks again after twice the time in which a cluster fails a master over, and ends the restore.
+    /// Looks again after twice the time in which a cluster fails a master over.
     pub async fn confirm(&self, plan: &NodePlan) -> Result<(), RestoreError> {
         let before = plan.before.as_ref().filter(|before| before.in_cluster && plan.content == Content::Restored);
         if let (Some(server), Some(before)) = (self.server.as_ref().filter(|_| plan.start), before) {
             tokio::time::sleep(before.node_timeout() * 2).await;
             server.is_still_master(before).await?;
         }
+        Ok(())
+    }
+
+    /// Ends the restore: there is no [`Self::undo`] after it.
+    pub async fn finish(&self) -> Result<(), RestoreError> {
         let (state, steps) = (self.state.clone(), self.steps.clone());
         self.with_record(move |record| note(&state, record, Step::Checked, &steps)).await?;
         *self.working.lock().await = None;
         Ok(())
     }
 
-    /// Gives up, at any point before [`Self::confirm`] returned well: the old directory is in place again, and the server runs
+    /// Gives up, at any point before [`Self::finish`]: the old directory is in place again, and the server runs
     /// again if it ran before. What was placed is deleted once a store may have seen it; until then it is kept for the next
     /// attempt. Fine when nothing was begun.
     pub async fn undo(&self, plan: &NodePlan) -> Result<(), RestoreError> {
@@ -503,16 +371,9 @@ impl LocalRestore {
     }
 }
 
-/// A replica's directory: what it carries over comes later, and everything else from its master.
-fn place_nothing(fresh: &FreshDirectory, mode: Option<u32>) -> Result<PlaceReceipt, RestoreError> {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let now_ns = i64::try_from(now.as_nanos()).unwrap_or(i64::MAX);
-    fresh.keep_only(&TreePath::root(), &HashSet::new())?;
-    fresh.finish_directory(&TreePath::root(), mode.unwrap_or(0o750), (0, 0), now_ns)?;
-    Ok(PlaceReceipt::default())
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, RestoreError> + Send + 'static) -> Result<T, RestoreError> {
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, RestoreError> + Send + 'static,
+) -> Result<T, RestoreError> {
     tokio::task::spawn_blocking(work).await.map_err(|error| RestoreError::refused("restore", error.to_string()))?
 }
 

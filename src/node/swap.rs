@@ -183,6 +183,8 @@ pub fn recover(state: &StateDirectory, steps: &Steps) -> Result<Vec<Recovered>, 
                 swap_back(state, &mut record, steps)?;
                 RecoveredTo::RolledBack
             }
+            // Its clone is deleted first, by who settles it.
+            Step::Settling if record.clone.is_some() => RecoveredTo::Begun,
             Step::Settling => {
                 settle(state, &mut record, steps)?;
                 RecoveredTo::Settled

@@ -15,6 +15,7 @@ use super::super::output::size;
 use super::super::served;
 use super::super::wiring::{Session, absolute_url, parse_owner};
 use super::browse::open_node;
+use super::linking;
 use super::mounting::{daemon, start};
 use crate::fs::clone::Upper;
 use crate::fuse::mounts::mounted_at;
@@ -172,21 +173,24 @@ pub(super) fn is_served(record: &CloneRecord) -> bool {
 
 /// Lists the clones of this host; with `--serve` those that are not served are served again.
 pub async fn list(session: &Session, args: ClonesArgs) -> Result<Exit, Failure> {
-    let all = CloneRecords::open(session)?.all()?;
+    let records = CloneRecords::open(session)?;
+    let all = records.all()?;
     let (mut text, mut values, mut failed) = (String::new(), Vec::new(), 0);
     for record in all {
         let mut is_up = is_served(&record);
         let mut reason = None;
         if args.serve && !is_up {
-            match serve(session, &record).await {
-                Ok(_) => is_up = true,
-                // Nobody needs it any more, and who served it is taking it away.
-                Err(failure)
-                    if failure.code == "busy"
-                        && record.links.as_ref().is_some_and(|links| links.are_gone(&record.mountpoint)) =>
-                {
-                    is_up = true;
-                }
+            // What no link leads to is not served again: who served it may be taking it away just now, or died over that.
+            let is_over = record.links.as_ref().is_some_and(|links| links.are_gone(&record.mountpoint));
+            let served = if is_over {
+                linking::release(session, &records, &record).await
+            } else {
+                serve(session, &record).await.map(drop)
+            };
+            match served {
+                Ok(()) if is_over => continue,
+                Ok(()) => is_up = true,
+                Err(failure) if is_over && failure.code == "busy" => is_up = true,
                 Err(failure) => {
                     failed += 1;
                     reason = Some(failure.to_string());
@@ -233,7 +237,7 @@ pub async fn unclone(session: &Session, args: UncloneArgs) -> Result<Exit, Failu
     let records = CloneRecords::open(session)?;
     let record = records.at(&place(&args.directory)?)?;
     let (place, used) = (record.mountpoint.display(), used_bytes(&record.upper));
-    if let Some(links) = &record.links {
+    if let Some(links) = record.links.as_ref().filter(|links| links.directory.exists() && !links.are_gone(&record.mountpoint)) {
         let directory = links.directory.display();
         return Err(Failure::usage(format!("{place} is what links of {directory} lead to"))
             .hint(format!("tintype hydrate {directory} makes files of them; it goes away by itself then")));

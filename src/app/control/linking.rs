@@ -1,6 +1,6 @@
 //! Restores by links: serving what they lead to, and `tintype hydrate`.
 
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use super::super::wiring::Session;
 use super::clones;
 use crate::model::names::TreePath;
 use crate::model::restore_plan::{Guard, NodePlan};
-use crate::node::{MountHost, RestoreError, StateDirectory};
+use crate::node::{MountHost, RestoreError, StateDirectory, links_in_place};
 use crate::repo::{NodeTree, SnapshotSource};
 
 /// Between two looks at what hydrates.
@@ -75,7 +75,10 @@ impl LinkHost {
         // Who finds it while nobody serves it must not be able to start there, as if it were empty.
         let closed = std::fs::DirBuilder::new().mode(if record.allow_other { 0 } else { 0o700 }).create(place);
         closed.map_err(|error| Failure::new("system", format!("{}: {error}", place.display())))?;
-        clones::begin(&session, &records, &repository, &record, &root).await?;
+        if let Err(failure) = clones::begin(&session, &records, &repository, &record, &root).await {
+            let _ours = std::fs::remove_dir(place);
+            return Err(failure);
+        }
         guard(&records, plan, place).await
     }
 
@@ -166,6 +169,7 @@ pub async fn serve(
         links: Some(LinkedRestore {
             directory: directory.to_owned(),
             is_placed: false,
+            device: 0,
             is_hydrating: hydration.is_wanted,
             bytes_per_second: hydration.bytes_per_second,
         }),
@@ -179,6 +183,11 @@ pub async fn serve(
 pub fn placed(records: &CloneRecords, served: &Path) -> Result<(), Failure> {
     let mut record = records.at(served)?;
     if let Some(links) = &mut record.links {
+        // What is placed beside a directory is on the same disk; what replaces none is there itself.
+        let beside = links.directory.parent().unwrap_or(&links.directory).to_owned();
+        let here = if links.directory.exists() { links.directory.clone() } else { beside };
+        let meta = std::fs::metadata(&here).map_err(|error| Failure::new("system", format!("{}: {error}", here.display())))?;
+        links.device = meta.dev();
         links.is_placed = true;
     }
     records.write(&record)
@@ -217,17 +226,37 @@ pub async fn hydrate(session: &Session, args: HydrateArgs) -> Result<Exit, Failu
         session.output.result(&format!("{shown} has no links to a snapshot\n"), &json!({"directory": directory, "links": 0}));
         return Ok(Exit::Nothing);
     };
-    let Some(links) = &mut record.links else { return Ok(Exit::Nothing) };
-    (links.is_hydrating, links.is_placed) = (true, true);
-    links.bytes_per_second = args.rate.map(|rate| rate.0);
-    let links = links.clone();
-    records.write(&record)?;
-    if !clones::is_served(&record) {
+    let links = {
+        let state = StateDirectory::open(&session.state_directory()).map_err(|error| Failure::new("state", error.to_string()))?;
+        let _held = state.lock(&directory).map_err(|error| {
+            Failure::new("busy", error.to_string()).hint("it hydrates by itself once the restore is done; see tintype status")
+        })?;
+        record = records.get(record.id)?;
+        let Some(links) = &mut record.links else { return Ok(Exit::Nothing) };
+        links.is_hydrating = true;
+        links.bytes_per_second = args.rate.map(|rate| rate.0);
+        let links = links.clone();
+        records.write(&record)?;
+        links
+    };
+    if !clones::is_served(&record) && !links.are_gone(&record.mountpoint) {
         clones::serve(session, &record).await?;
     }
-    let count =
-        || links.links(&record.mountpoint).map(|links| links.len()).map_err(|error| Failure::new("system", error.to_string()));
+    let failed = |error: std::io::Error| {
+        Failure::new("system", format!("{shown}: {error}")).hint("mount its disk, then run it again; nothing was lost")
+    };
+    let count = || links_in_place(&directory, &record.mountpoint).map(|links| links.len()).map_err(failed);
     let total = count()?;
+    if total == 0 && !links.are_gone(&record.mountpoint) {
+        let aside = links.links(&record.mountpoint).map_err(failed)?.len();
+        if aside > 0 {
+            let text = format!(
+                "{shown} has no links; {aside} are in what a rollback has set aside\nnext: tintype settle CLUSTER --yes lets that go\n"
+            );
+            session.output.result(&text, &json!({"directory": directory, "links": 0, "aside": aside}));
+            return Ok(Exit::Nothing);
+        }
+    }
     if args.detach {
         let text = format!("{shown}: {total} links become files in the background\nnext: tintype status\n");
         session.output.result(&text, &json!({"directory": directory, "links": total}));

@@ -272,6 +272,10 @@ impl RestoreNode for HostNode {
         self.node.confirm(plan).await.map_err(self.failed(RestoreStep::Confirm))
     }
 
+    async fn finish(&self, _plan: &NodePlan) -> Result<(), StepFailure> {
+        self.node.finish().await.map_err(self.failed(RestoreStep::Confirm))
+    }
+
     async fn undo(&self, plan: &NodePlan) -> Result<(), StepFailure> {
         self.node.undo(plan).await.map_err(self.failed(RestoreStep::Undo))
     }

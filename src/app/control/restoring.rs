@@ -1,9 +1,9 @@
 //! `tintype restore`, `rollback` and `settle`: plans shown, then carried out.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -65,6 +65,7 @@ pub async fn restore(session: &Session, args: RestoreArgs) -> Result<Exit, Failu
         nodes: wanted,
         map: parse_map(&args.map)?,
         method: args.method.into(),
+        bytes_per_second: last_speed(session),
         discard_current: args.discard_current,
         confirm: args.confirm.clone(),
     };
@@ -91,7 +92,12 @@ pub async fn restore(session: &Session, args: RestoreArgs) -> Result<Exit, Failu
     let bar = session.output.bar("placing");
     let steps_bar = bar.clone();
     let output = session.output;
+    let (began, was_placed) = (Instant::now(), Arc::new(OnceLock::new()));
+    let placed_after = was_placed.clone();
     let on_step = move |step: RestoreStep| {
+        if step == RestoreStep::Stop {
+            let _first = placed_after.set(began.elapsed());
+        }
         steps_bar.set_prefix(format!("{step:?}").to_lowercase());
         if steps_bar.is_hidden() {
             output.note(&format!("{step:?}").to_lowercase());
@@ -113,6 +119,9 @@ pub async fn restore(session: &Session, args: RestoreArgs) -> Result<Exit, Failu
         }
     };
     bar.finish_and_clear();
+    if let Some(took) = was_placed.get() {
+        remember_speed(session, fetched(&progress), *took);
+    }
     let mut text = String::new();
     for (node, restored) in &report.nodes {
         let keys = restored
@@ -158,6 +167,29 @@ pub async fn restore(session: &Session, args: RestoreArgs) -> Result<Exit, Failu
 
 fn placed(progress: &[Arc<PlaceProgress>]) -> u64 {
     progress.iter().map(|node| node.bytes.load(Ordering::Relaxed)).sum()
+}
+
+fn fetched(progress: &[Arc<PlaceProgress>]) -> u64 {
+    placed(progress) - progress.iter().map(|node| node.found_bytes.load(Ordering::Relaxed)).sum::<u64>()
+}
+
+/// Bytes a second of the last restore that was long enough to tell.
+const SPEED: &str = "restore-speed";
+/// Shorter ones say more of the machine's first steps than of its speed.
+const TELLING_BYTES: u64 = 64 << 20;
+
+fn last_speed(session: &Session) -> Option<u64> {
+    std::fs::read_to_string(session.state_directory().join(SPEED)).ok()?.trim().parse().ok()
+}
+
+fn remember_speed(session: &Session, bytes: u64, took: Duration) {
+    if bytes < TELLING_BYTES {
+        return;
+    }
+    let speed = (bytes as f64 / took.as_secs_f64().max(0.001)) as u64;
+    if let Err(error) = std::fs::write(session.state_directory().join(SPEED), speed.to_string()) {
+        tracing::debug!(%error, "the speed of this restore is not remembered");
+    }
 }
 
 /// `--directory`: one node's files, placed and nothing else.

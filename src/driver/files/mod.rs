@@ -29,12 +29,15 @@ use rustix::process::{Resource, Rlimit};
 use super::{CaptureReceipt, CapturedContent, CapturedEntry, DriverError, FreezeReceipt, StoreDriver, StoredFile, ThawReceipt};
 use crate::base::Clock;
 use crate::model::extent::{RANDOM_BLOCK_BYTES, SEQUENTIAL_BLOCK_BYTES};
-use crate::model::ids::SnapshotId;
 use crate::model::manifest::{CaptureProof, Consistency, FileClass, FileKind, Fingerprint, NodeDescription};
-use crate::model::names::{NodeName, TreePath};
+use crate::model::names::TreePath;
+use crate::model::restore_facts::HYDRATING;
 use owners::Owners;
+pub use served::ServedNode;
+use served::open_beneath;
 
 mod owners;
+mod served;
 
 /// Descriptors left to the rest of the process: sockets, packs, the runtime.
 const DESCRIPTORS_RESERVED: u64 = 256;
@@ -64,15 +67,6 @@ pub struct FilesOptions {
     pub classes: Vec<(String, FileClass)>,
     /// What restores by links are served from on this host: links there are files, and not links, of the node.
     pub served: Vec<ServedNode>,
-}
-
-/// A node of a snapshot that is served on this host for links.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServedNode {
-    /// Where.
-    pub place: PathBuf,
-    /// What, where its blocks may be referred to; `None`: it is read.
-    pub stored: Option<(SnapshotId, NodeName)>,
 }
 
 /// A plain directory as a node.
@@ -341,6 +335,10 @@ impl Walk<'_> {
     /// For a directory, the level to go down to.
     fn entry(&mut self, above: &TreePath, name: Vec<u8>, parent: BorrowedFd<'_>) -> Result<Option<Level>, Stop> {
         let path = above.join(&name).map_err(|error| Stop::Fault(refused(&self.options.node, error.to_string())))?;
+        if name.first() == Some(&b'.') && name.ends_with(HYDRATING.as_bytes()) {
+            // On its way into a link's place, which is stored as the file that it is.
+            return Ok(None);
+        }
         let name = OsString::from_vec(name);
         let seen = rustix::fs::openat(parent, &name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
         let seen = File::from(seen.map_err(|error| self.stop(&path, error))?);
@@ -381,18 +379,20 @@ impl Walk<'_> {
             self.push(path, FileKind::Link, meta, CapturedContent::LinkTarget(target));
             return Ok(());
         };
+        // Who owns the directory may have written anything into a link.
+        let inside = TreePath::new(inside.as_os_str().as_bytes().to_vec());
+        let inside = inside.map_err(|error| Stop::Fault(refused(&self.options.node, format!("{path}: {error}"))))?;
         if let Some((snapshot, node)) = served.stored.clone() {
-            let inside = TreePath::new(inside.as_os_str().as_bytes().to_vec());
-            let inside = inside.map_err(|error| Stop::Fault(refused(&self.options.node, error.to_string())))?;
             let stored = StoredFile { snapshot, node, path: inside };
             self.push(path, FileKind::File, meta, CapturedContent::Stored(stored));
             return Ok(());
         }
-        let file = File::open(leads_to).map_err(|error| {
-            Stop::Fault(refused(
-                &self.options.node,
-                format!("{path}: leads to {}, which is not served: {error}", leads_to.display()),
-            ))
+        if self.open_files >= self.open_files_max {
+            return Err(Stop::Fault(self.too_many()));
+        }
+        let file = open_beneath(&served.place, &inside).map_err(|error| {
+            let reason = format!("{path}: leads to {}, which is not served: {error}", leads_to.display());
+            Stop::Fault(refused(&self.options.node, reason))
         })?;
         let opened = file.metadata().map_err(|error| self.stop(&path, error))?;
         let content = CapturedContent::File { file, length_bytes: opened.len(), fingerprint: None };

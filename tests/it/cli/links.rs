@@ -220,6 +220,11 @@ fn a_snapshot_of_a_linked_node_has_files_and_reads_nothing_of_what_is_stored() {
     // In another one, which may not refer to those blocks: they are read, and where they cannot be it is said.
     home.run(&["snapshot", "other", "--files", "placed"]).refused(1, &["not served"]);
     home.run(&["clones", "--serve"]).done();
+    // Nor does a link that its owner has made lead us out of what is served.
+    let planted = home.path("placed/planted");
+    std::os::unix::fs::symlink(served.place.join("../key"), &planted).expect("links");
+    home.run(&["snapshot", "other", "--files", "placed"]).refused(1, &["planted"]);
+    std::fs::remove_file(&planted).expect("removes");
     home.run(&["snapshot", "other", "--files", "placed"]).done();
     home.run(&["restore", "other/latest/placed", "--directory", "other"]).done();
     look(&["diff", "-r", &home.text("data"), &home.text("other")]).done();
@@ -227,6 +232,25 @@ fn a_snapshot_of_a_linked_node_has_files_and_reads_nothing_of_what_is_stored() {
     served.wait_gone();
     let after = home.run(&["--json", "snapshot", "demo", "--files", "placed"]).json();
     assert_eq!(after["new_bytes"].as_u64(), Some(0), "{after}");
+}
+
+#[test]
+fn a_disk_that_is_not_mounted_is_not_taken_for_a_directory_without_links() {
+    let home = Home::with_repository();
+    home.data("data/000001.sst", 3_000_000, 1);
+    home.data("data/CURRENT", 100, 2);
+    home.snapshot(&[]);
+    std::fs::create_dir(home.path("disk")).expect("a directory");
+    look(&["mount", "-t", "tmpfs", "tintype-test", &home.text("disk")]).done();
+    home.run(&["restore", "demo/latest/data", "--directory", "disk", "--method", "link", "--no-hydrate"]).done();
+    let served = Served::of(&home);
+    look(&["umount", &home.text("disk")]).done();
+    wait_for("it notices", PATIENCE, || home.run(&["status"]).text().contains("is that mounted?"));
+    assert!(is_mounted(&served.place));
+    assert_eq!(served_now(&home), 1);
+    home.run(&["unclone", &served.place.display().to_string(), "--yes"]).refused(2, &["tintype hydrate"]);
+    home.run(&["hydrate", &home.text("disk"), "--detach"]);
+    assert!(is_mounted(&served.place));
 }
 
 /// A configured Redis whose start command is guarded.
@@ -541,5 +565,23 @@ fn a_unit_gets_a_drop_in_that_guards_it_for_as_long_as_there_are_links() {
     assert_eq!(drop_ins(), 0);
     let said = std::fs::read_to_string(units.directory.path().join("said")).expect("was told");
     assert_eq!(said, "daemon-reload\ndaemon-reload\n");
+    home.run(&["settle", "prod", "--yes"]).done();
+}
+
+#[test]
+fn a_plan_says_how_long_placing_takes_once_a_restore_has_shown_it() {
+    let guarded = Guarded::new("save \"\"");
+    let (home, store) = (&guarded.home, &guarded.store);
+    let mut connection = store.try_connection().expect("connects");
+    for key in 0..70u64 {
+        redis::cmd("SET").arg(key).arg(noise(1 << 20, key)).query::<()>(&mut connection).expect("writes");
+    }
+    home.run(&["snapshot", "prod"]).done();
+    let plan = || home.run(&["restore", "prod/latest", "--confirm", "prod", "--dry-run"]);
+    assert!(plan().done().text().contains("not known before the first restore"));
+    home.run(&["restore", "prod/latest", "--confirm", "prod", "--yes"]).done();
+    assert!(plan().done().text().contains("placing takes about"), "{}", plan().text());
+    let value = home.run(&["--json", "restore", "prod/latest", "--confirm", "prod", "--dry-run"]).json();
+    assert!(value["plan"]["placing_seconds"].as_u64().is_some(), "{value}");
     home.run(&["settle", "prod", "--yes"]).done();
 }
