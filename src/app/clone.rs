@@ -75,6 +75,9 @@ pub struct CloneRecord {
     pub owner: Option<(u32, u32)>,
     /// Memory for blocks.
     pub memory_bytes: Option<u64>,
+    /// How long whoever reads waits for a store that is away, in milliseconds; absent: until it is back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_ms: Option<u64>,
     /// The unit of systemd that has a drop-in, which keeps it from starting while this is not served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unit: Option<String>,
@@ -153,7 +156,11 @@ impl CloneRecords {
         for entry in std::fs::read_dir(&self.directory).map_err(file_failure(&self.directory))? {
             let path = entry.map_err(file_failure(&self.directory))?.path();
             if path.extension().is_some_and(|extension| extension == "json") {
-                records.push(self.read(&path)?);
+                match self.read(&path) {
+                    // Forgotten since it was listed, by who served it.
+                    Err(_) if !path.exists() => {}
+                    record => records.push(record?),
+                }
             }
         }
         records.sort_by_key(|record| (record.made_at, record.id));
@@ -343,8 +350,10 @@ fn begin(
     let blocks = BlockReader::new(source.clone(), Arc::new(MemoryCache::new(cache_bytes)), None, read, runtime);
     let passthrough = PassthroughState::new(std::sync::Mutex::new("off".to_owned()));
     let options = CloneOptions { about: about(passthrough.clone()), gives_owners: rustix::process::geteuid().is_root() };
-    // A store that maps its files dies of a page that cannot be read: it waits instead, for as long as it takes.
-    let fs = CloneFs::new(upper, BaseNode::new(blocks, tree, None), options).map_err(upper_failure)?;
+    // A store that maps its files dies of a page that cannot be read: it waits instead, for as long as it takes where nobody
+    // says otherwise.
+    let patience = record.deadline_ms.map(Duration::from_millis);
+    let fs = CloneFs::new(upper, BaseNode::new(blocks, tree, patience), options).map_err(upper_failure)?;
     let session = SessionOptions {
         allow_other: record.allow_other,
         is_read_only: record.links.is_some(),

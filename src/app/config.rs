@@ -24,6 +24,8 @@ pub struct Config {
     pub mount: MountConfig,
     /// `[cache]`
     pub cache: CacheConfig,
+    /// `[clones]`
+    pub clones: ClonesConfig,
     /// `[clusters.NAME]`
     pub clusters: BTreeMap<ClusterName, ClusterConfig>,
     /// Where running jobs and directories kept for rollback are remembered.
@@ -100,6 +102,14 @@ pub struct MountConfig {
     pub deadline: Option<Span>,
     /// The kernel reads files by itself that the cache has whole.
     pub passthrough: Option<bool>,
+}
+
+/// `[clones]`: what holds for new clones, and for what links of a restore lead to.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClonesConfig {
+    /// Whoever reads waits so long for an object store that is away; absent: until it is back.
+    pub deadline: Option<Span>,
 }
 
 /// `[cache]`: blocks that a mount keeps on a disk of this host.

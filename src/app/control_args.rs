@@ -279,6 +279,9 @@ pub struct CloneArgs {
     /// Memory for blocks of the snapshot [default: 256MiB]
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<Bytes>,
+    /// Wait no longer for an object store that is away [default: until it is back]
+    #[arg(long, value_name = "DURATION")]
+    pub deadline: Option<Span>,
 }
 
 /// `clones`

@@ -223,11 +223,11 @@ fn the_configuration_of_readme_is_understood() {
 #[test]
 fn every_key_of_the_configuration_is_in_readme() {
     let text = readme();
-    for table in ["", "[repository]", "[mount]", "[cache]", "[clusters.c]", "[clusters.c.nodes.n]"] {
+    for table in ["", "[repository]", "[mount]", "[cache]", "[clones]", "[clusters.c]", "[clusters.c.nodes.n]"] {
         // The error of an unknown key names all that are known.
         let error = config::parse(&format!("{table}\nnot_a_key_at_all = 1\n"), Path::new("x")).expect_err("unknown");
         let known = error.message.split('`').skip(3).step_by(2);
-        for key in known.filter(|key| !["repository", "mount", "cache", "clusters", "nodes"].contains(key)) {
+        for key in known.filter(|key| !["repository", "mount", "cache", "clones", "clusters", "nodes"].contains(key)) {
             assert!(text.contains(&format!("`{key}`")), "{table} {key} is not in README");
         }
     }

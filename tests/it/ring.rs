@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::command::{Workplace, succeeded};
+use crate::support::command::{Workplace, succeeded, tintype};
 use crate::support::mount::wait_for;
 use crate::support::redis::PATIENCE;
 use crate::support::store::Store;
@@ -186,4 +186,45 @@ fn a_ring_with_replicas_is_restored_undone_and_rolled_back_and_nobody_fails_over
         String::from_utf8_lossy(&refused.stdout).contains("node-1-copy: it is no replica of node-1 now")
     });
     assert_eq!(ring.digests(), live);
+}
+
+#[test]
+fn a_test_cluster_is_refreshed_from_production_by_one_line_and_keeps_its_own_identity() {
+    let settings = "cluster-enabled yes\ncluster-node-timeout 500\nsave \"\"";
+    let (production, staging) = (Store::new(settings), Store::new(settings));
+    for store in [&production, &staging] {
+        store.start().command(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
+        wait_for("it is well", PATIENCE, || ask(store, &["CLUSTER", "INFO"]).contains("cluster_state:ok"));
+    }
+    let work = Workplace::new();
+    let site = staging.site();
+    work.configure(&format!(
+        "{}[clusters.staging.nodes.db-a]\naddress = \"redis://127.0.0.1:{}\"\ndata_directory = {:?}\nstop = {:?}\nstart = {:?}\n",
+        production.table(),
+        staging.port,
+        staging.data,
+        site.stop,
+        site.start
+    ));
+    work.succeed(&["init"]);
+    for key in 0..500 {
+        production.command(&["SET", &format!("key:{key}"), "production"]);
+    }
+    work.succeed(&["snapshot", "prod"]);
+    production.command(&["SET", "key:0", "later"]);
+    staging.command(&["SET", "key:0", "staging"]);
+    let identities = [&production, &staging].map(|store| ask(store, &["CLUSTER", "MYID"]));
+    // The newest of a day, as `date -u +%F` says it; taken from the snapshot, which may be of the minute before midnight.
+    let day = work.succeed(&["list", "prod"]).lines().find(|line| line.len() > 10).expect("one is listed")[..10].to_owned();
+    let mut line = std::process::Command::new("sh");
+    line.args(["-ec", "\"$0\" -q restore \"prod/$1\" --to staging --yes --confirm staging"]).arg(tintype()).arg(day);
+    work.prepare(&mut line);
+    succeeded("the refresh", &line.output().expect("a shell"));
+    assert_eq!((staging.keys(), staging.get("key:0").as_deref()), (500, Some("production")));
+    assert_eq!(production.get("key:0").as_deref(), Some("later"));
+    assert_eq!([&production, &staging].map(|store| ask(store, &["CLUSTER", "MYID"])), identities);
+    assert!(!ask(&staging, &["CLUSTER", "NODES"]).contains(&identities[0]), "the two know nothing of one another");
+    // Without the name of what is lost nothing happens.
+    let refused = work.run(&["restore", "prod/latest", "--to", "staging", "--yes", "--confirm", "prod"]);
+    assert_eq!(refused.status.code(), Some(1), "{}", String::from_utf8_lossy(&refused.stdout));
 }

@@ -8,6 +8,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::super::clone::{CloneRecord, CloneRecords, forget, lock, upper_failure};
+use super::super::config::Span;
 use super::super::control_args::{CloneArgs, ClonesArgs, UncloneArgs};
 use super::super::failure::{Exit, Failure};
 use super::super::mount::{self, MountError};
@@ -53,6 +54,7 @@ pub async fn clone(session: &Session, args: CloneArgs) -> Result<Exit, Failure> 
         allow_other: args.allow_other,
         owner: args.owner.as_deref().map(parse_owner).transpose()?,
         memory_bytes: args.memory.map(|memory| memory.0),
+        deadline_ms: deadline_ms(args.deadline.or(session.config.clones.deadline)),
         ..record(session, id, &tree.snapshot, node, &mountpoint, upper)?
     };
     let process = begin(session, &records, &repository, &record, &root).await?;
@@ -64,6 +66,10 @@ pub async fn clone(session: &Session, args: CloneArgs) -> Result<Exit, Failure> 
     );
     session.output.result(&text, &json!({"clone": record, "process": process}));
     Ok(Exit::Done)
+}
+
+fn deadline_ms(deadline: Option<Span>) -> Option<u64> {
+    deadline.map(|deadline| u64::try_from(deadline.0.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// A record of a clone that nobody but us may use, reached as this command line reaches it.
@@ -92,6 +98,7 @@ pub(super) fn record(
         allow_other: false,
         owner: None,
         memory_bytes: None,
+        deadline_ms: deadline_ms(session.config.clones.deadline),
         unit: None,
         links: None,
         made_at: session.now(),

@@ -69,7 +69,18 @@ impl BaseNode {
         let began = Instant::now();
         let mut said = None;
         loop {
-            match work().await {
+            let answer = match self.patience {
+                None => work().await,
+                // One question may take longer than whoever asks it has patience.
+                Some(patience) => match tokio::time::timeout(patience.saturating_sub(began.elapsed()), work()).await {
+                    Ok(answer) => answer,
+                    Err(_) => {
+                        tracing::warn!(?patience, "the base of the clone was not read in time");
+                        return Err(Errno::TIMEDOUT);
+                    }
+                },
+            };
+            match answer {
                 Ok(found) => return Ok(found),
                 Err(error) if !is_away(&error) || self.patience.is_some_and(|patience| began.elapsed() >= patience) => {
                     tracing::warn!(%error, "the base of the clone cannot be read");

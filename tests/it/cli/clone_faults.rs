@@ -174,9 +174,15 @@ fn what_needs_a_store_that_is_away_waits_and_goes_on_when_it_is_back() {
     configure(&home, "", &repository, "");
     home.data("data/large", 48 << 20, 1);
     home.data("data/small", 5000, 2);
+    home.data("tables/CURRENT", 100, 3);
+    home.data("tables/000001.sst", 8 << 20, 4);
     home.run(&["init"]).done();
     home.snapshot(&[]);
-    let clone = Clone::new(&home, &[]);
+    home.run(&["snapshot", "tables", "--files", "tables"]).done();
+    home.run(&["restore", "tables/latest/tables", "--directory", "linked", "--method", "link", "--no-hydrate"]).done();
+    home.run(&["clone", "tables/latest/tables", "impatient", "--deadline", "1s"]).done();
+    let clone = Clone { home: &home, place: home.path("clone") };
+    home.run(&["clone", "demo/latest/data", "clone"]).done();
     std::fs::write(clone.path("own"), b"of the clone's own").expect("writes");
     let (is_away, fetches) = (Arc::new(AtomicBool::new(false)), AtomicUsize::new(0));
     let away = is_away.clone();
@@ -189,9 +195,14 @@ fn what_needs_a_store_that_is_away_waits_and_goes_on_when_it_is_back() {
     let mut reading = Command::new("cmp").args([home.path("data/large"), clone.path("large")]).spawn().expect("is installed");
     wait_until("the cut", Duration::from_secs(20), || is_away.load(Ordering::SeqCst));
     let cut = Instant::now();
+    let table = |place: &str| home.path(place).join("000001.sst");
+    let mut linked = Command::new("cmp").args([table("tables"), table("linked")]).spawn().expect("is installed");
+    // One that was told to wait no longer fails, in its time.
+    assert_ne!(look(&["cat", &table("impatient").display().to_string()]).code, Some(0));
     let (mut writes, last) = (0u32, 47 << 20);
     while cut.elapsed() < absence {
-        assert!(reading.try_wait().expect("ours").is_none(), "it neither fails nor ends");
+        let is_waiting = |reader: &mut std::process::Child| reader.try_wait().expect("ours").is_none();
+        assert!(is_waiting(&mut reading) && is_waiting(&mut linked), "they neither fail nor end");
         let asked = Instant::now();
         look(&["ls", "-lR", &home.text("clone")]).done();
         std::fs::write(clone.path(&format!("new-{}", writes % 100)), b"no store is needed").expect("writes");
@@ -208,12 +219,17 @@ fn what_needs_a_store_that_is_away_waits_and_goes_on_when_it_is_back() {
     let original = std::fs::read(home.path("data/large")).expect("ours");
     gate.rule(|_| Pass::On);
     wait_until("the end of the reader", Duration::from_secs(60), || reading.try_wait().expect("ours").is_some());
+    assert!(linked.wait().expect("ended").success(), "what links lead to was waited for");
     // It had what was written under it, and no error.
     assert_eq!(reading.wait().expect("ended").code(), Some(1));
     file.write_all_at(&original[last as usize..last as usize + 4096], last).expect("writes");
     drop(file);
     look(&["cmp", &home.text("data/large"), &home.text("clone/large")]).done();
-    home.run(&["unclone", "clone", "--yes"]).done();
+    look(&["cmp", &table("tables").display().to_string(), &table("impatient").display().to_string()]).done();
+    home.run(&["hydrate", &home.text("linked")]).done();
+    for place in ["impatient", "clone"] {
+        home.run(&["unclone", place, "--yes"]).done();
+    }
 }
 
 /// A small file system of its own, taken away at the end.
