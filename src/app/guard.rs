@@ -107,12 +107,15 @@ pub fn run(output: Output, args: &GuardArgs) -> Result<Exit, Failure> {
         return Ok(Exit::Done);
     };
     let error = Command::new(program).args(arguments).exec();
-    Err(Failure::new("system", format!("{program}: {error}")))
+    Err(Failure::new("system", format!("{program}: {error}")).hint("the command behind -- is the one that starts the store"))
 }
 
 /// How many links into what we serve there are, and which of them do not answer.
 fn look(directory: &Path) -> Result<(usize, Vec<PathBuf>), Failure> {
-    let wrong = |path: &Path, error: std::io::Error| Failure::new("system", format!("{}: {error}", path.display()));
+    let wrong = |path: &Path, error: std::io::Error| {
+        Failure::new("system", format!("{}: {error}", path.display()))
+            .hint("name the store's data directory, and run it as somebody who may read all of it")
+    };
     let directory = directory.canonicalize().map_err(|error| wrong(directory, error))?;
     let until = Instant::now() + PATIENCE;
     let (mut links, mut broken) = (0, Vec::new());
