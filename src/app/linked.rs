@@ -63,9 +63,9 @@ impl LinkedRestore {
         Ok(places)
     }
 
-    /// The device of the directory.
-    pub fn device_now(&self) -> std::io::Result<u64> {
-        std::fs::metadata(&self.directory).map(|meta| std::os::unix::fs::MetadataExt::dev(&meta))
+    /// The device of the directory, or of the link to a clone that has taken its place.
+    fn device_now(&self) -> std::io::Result<u64> {
+        self.directory.symlink_metadata().map(|meta| std::os::unix::fs::MetadataExt::dev(&meta))
     }
 
     /// They were made, and none leads to `served` any more.
@@ -75,10 +75,12 @@ impl LinkedRestore {
 
     /// What still leads to `served`, wherever it is.
     pub fn links(&self, served: &Path) -> std::io::Result<Vec<Link>> {
-        if self.device_now()? != self.device {
+        let found = self.places()?.iter().map(|place| links_into(place, served)).collect::<Result<Vec<_>, _>>()?.concat();
+        // Where there are some it is the right place, also where a restart of the host has numbered its disks anew.
+        if found.is_empty() && self.device_now()? != self.device {
             return Err(std::io::Error::other("it is not on the disk that it was restored to: is that mounted?"));
         }
-        self.places()?.iter().map(|place| links_into(place, served)).collect::<Result<Vec<_>, _>>().map(|all| all.concat())
+        Ok(found)
     }
 }
 

@@ -347,6 +347,16 @@ fn a_redis_with_append_only_files_is_restored_by_links_rolled_back_and_settled()
         store.start();
         assert_eq!(store.keys(), 3000, "{capture}");
         home.run(&["settle", "prod", "--yes"]).done();
+
+        // A clone takes the place of the links: once that is settled, nobody needs what they led to.
+        home.run(&restore).done();
+        home.run(&["restore", "prod/latest", "--method", "clone", "--yes", "--confirm", "prod"]).done();
+        assert_eq!((served_now(home), store.keys()), (2, 3000), "{capture}");
+        home.run(&["settle", "prod", "--yes"]).done();
+        wait_for("the end of what served the links", PATIENCE, || served_now(home) == 1);
+        assert!(store.run("stop").status.success());
+        let place = std::fs::read_link(&store.data).expect("a link to the clone");
+        home.run(&["unclone", &place.display().to_string(), "--yes"]).done();
     }
 }
 
