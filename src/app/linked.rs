@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::clone::{CloneRecord, CloneRecords};
 use super::failure::Failure;
+use super::mountpoint::{PATIENCE, within};
 use super::output::size;
 use super::renewal::Renewable;
 use super::wiring::{Session, absolute_url};
@@ -28,6 +29,8 @@ use crate::repo::{NodeTree, Repository};
 const LOOK: Duration = Duration::from_secs(1);
 /// After a hydration that failed; the store may be away.
 const AGAIN: Duration = Duration::from_secs(10);
+/// How a state begins that needs somebody.
+pub const WAITS: &str = "hydration waits";
 /// Attributes of the root, beside those of a clone.
 const DIRECTORY: &str = "user.tintype.links_of";
 const STATE: &str = "user.tintype.links";
@@ -117,6 +120,18 @@ pub fn shown<'a>(fact: impl Fn(&str) -> Option<&'a str>) -> Option<(&'a str, &'a
     Some((fact(DIRECTORY)?, fact(STATE).unwrap_or_default()))
 }
 
+/// How far the links are that lead to `served`, as who serves it says; `None` where nobody answers.
+pub fn state_at(served: &Path) -> Option<String> {
+    let served = served.to_owned();
+    let read = move || {
+        // A sentence with some names of processes.
+        let mut buffer = [0; 4096];
+        let length = rustix::fs::getxattr(&served, STATE, &mut buffer[..]).ok()?;
+        Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
+    };
+    within(PATIENCE, read).flatten()
+}
+
 /// Looks after the links until nobody needs what is served; returns once it is unmounted.
 pub(super) async fn look_after(records: Arc<CloneRecords>, id: Uuid, source: Arc<Renewable>, tree: NodeTree, state: LinkState) {
     loop {
@@ -134,7 +149,7 @@ pub(super) async fn look_after(records: Arc<CloneRecords>, id: Uuid, source: Arc
             Ok(false) => {}
             Err(error) => {
                 tracing::warn!(directory = %links.directory.display(), error, "the links are looked at again later");
-                state.set(format!("hydration waits: {error}"));
+                state.set(format!("{WAITS}: {error}"));
                 tokio::time::sleep(AGAIN).await;
             }
         }

@@ -13,7 +13,7 @@ use super::super::clone::{CloneRecord, CloneRecords};
 use super::super::control_args::{CommonArgs, HydrateArgs};
 use super::super::failure::{Exit, Failure};
 use super::super::guard;
-use super::super::linked::{LinkedRestore, held_by, let_go};
+use super::super::linked::{LinkedRestore, WAITS, held_by, let_go, state_at};
 use super::super::mount;
 use super::super::wiring::Session;
 use super::clones;
@@ -264,10 +264,19 @@ pub async fn hydrate(session: &Session, args: HydrateArgs) -> Result<Exit, Failu
     }
     let stop = mount::stop_signal();
     tokio::pin!(stop);
-    let mut said = None;
+    let (bar, mut state, mut said) = (session.output.bar("hydrating"), None, None);
     loop {
         let left = count()?;
         let is_up = clones::is_mounted(&record);
+        let now = state_at(&record.mountpoint).filter(|now| state.as_ref() != Some(now));
+        if let Some(now) = now {
+            bar.set_prefix(now.clone());
+            // Without a terminal only what keeps it waiting is worth a line.
+            if bar.is_hidden() && now.starts_with(WAITS) {
+                session.output.note(&format!("{shown}: {now}"));
+            }
+            state = Some(now);
+        }
         if left == 0 && !is_up {
             session.output.result(
                 &format!("{shown}: every file is local, and the snapshot is not needed any more\n"),

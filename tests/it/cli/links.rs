@@ -595,3 +595,25 @@ fn a_plan_says_how_long_placing_takes_once_a_restore_has_shown_it() {
     assert!(value["plan"]["placing_seconds"].as_u64().is_some(), "{value}");
     home.run(&["settle", "prod", "--yes"]).done();
 }
+
+#[test]
+fn hydration_leaves_the_store_its_room_says_so_and_goes_on_when_there_is_more() {
+    let home = Home::with_repository();
+    for (name, length, seed) in [("data/CURRENT", 100, 1), ("data/000001.sst", 6_000_000, 2), ("data/000002.sst", 6_000_000, 3)] {
+        home.data(name, length, seed);
+    }
+    home.snapshot(&[]);
+    std::fs::create_dir(home.path("disk")).expect("a directory");
+    let disk = home.text("disk");
+    look(&["mount", "-t", "tmpfs", "-o", "size=9m", "tintype-test", &disk]).done();
+    home.run(&["restore", "demo/latest/data", "--directory", "disk", "--method", "link", "--no-hydrate"]).done();
+    let served = Served::of(&home);
+    let mut hydrating = home.begin(&["hydrate", &disk]);
+    hydrating.says("too little space for the next file");
+    wait_for("the first", PATIENCE, || links(&home.path("disk")) == 1);
+    look(&["mount", "-o", "remount,size=30m", &disk]).done();
+    served.wait_gone();
+    look(&["diff", "-r", &home.text("data"), &disk]).done();
+    hydrating.ended().done();
+    look(&["umount", &disk]).done();
+}
