@@ -3,12 +3,12 @@
 //! It works without a configuration and without rights: what it needs to know is in the links themselves, since what they lead
 //! to is served in a directory whose name says so.
 
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -16,6 +16,8 @@ use super::control_args::GuardArgs;
 use super::failure::{Exit, Failure};
 use super::mountpoint::within;
 use super::output::Output;
+use crate::driver::files::open_beneath;
+use crate::model::names::TreePath;
 
 /// What is served for links of `/var/lib/redis` is at `/var/lib/.redis.links-` and eight digits.
 const LINKS: &str = ".links-";
@@ -62,12 +64,7 @@ fn linked(directory: &Path, target: &Path) -> Option<(PathBuf, PathBuf)> {
 
 /// Who owns the directory may have made the links, and we may be root: nothing is opened but a file below that place.
 fn answers((served, path): &(PathBuf, PathBuf)) -> bool {
-    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
-    let Ok(served) = rustix::fs::open(served, flags, Mode::empty()) else { return false };
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let within = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let file = rustix::fs::openat2(&served, path, flags, Mode::empty(), within);
-    file.is_ok_and(|file| std::fs::File::from(file).metadata().is_ok_and(|meta| meta.is_file()))
+    TreePath::new(path.as_os_str().as_bytes().to_vec()).is_ok_and(|path| open_beneath(served, &path).is_ok())
 }
 
 fn is_served(target: &Path, mark: &str) -> bool {

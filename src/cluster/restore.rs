@@ -166,8 +166,7 @@ mod tests {
     use async_trait::async_trait;
 
     use super::*;
-    use crate::model::names::{ClusterName, NodeName};
-    use crate::model::restore_plan::{Fit, Guard, Method, StopKind, SwapKind};
+    use crate::model::names::ClusterName;
     use crate::model::time::{SnapshotDate, Timestamp};
 
     type Log = Arc<Mutex<Vec<String>>>;
@@ -222,31 +221,7 @@ mod tests {
     }
 
     fn node(name: &str, content: Content) -> NodePlan {
-        NodePlan {
-            id: Uuid::nil(),
-            source: NodeName::new("a").expect("legal"),
-            target: name.to_owned(),
-            directory: "/data".into(),
-            content,
-            method: Method::Copy,
-            swap: SwapKind::Rename,
-            files: 0,
-            bytes: 0,
-            linked_files: 0,
-            linked_bytes: 0,
-            free_bytes: 0,
-            begun_bytes: 0,
-            replaced_bytes: 0,
-            owner: None,
-            fit: Fit::default(),
-            carried: Vec::new(),
-            stop: StopKind::Protocol,
-            guard: Guard::None,
-            start: true,
-            save_first: false,
-            before: None,
-            keys: None,
-        }
+        NodePlan { content, ..NodePlan::sample(name, "/data".into()) }
     }
 
     /// Masters `a` and `b` and a replica `c`, of which `b` fails at a step: how it ended, and what was asked in which order.

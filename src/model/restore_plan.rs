@@ -424,5 +424,37 @@ fn check_shared_space(nodes: &[NodePlan], targets: &[TargetFacts], refusals: &mu
 }
 
 #[cfg(test)]
+impl NodePlan {
+    /// A plan for tests: a node that does not run, whose directory gets a copy of nothing.
+    pub(crate) fn sample(target: &str, directory: PathBuf) -> Self {
+        Self {
+            id: Uuid::new_v4(),
+            source: NodeName::new("node-1").expect("legal"),
+            target: target.to_owned(),
+            directory,
+            content: Content::Restored,
+            method: Method::Copy,
+            swap: SwapKind::Rename,
+            files: 0,
+            bytes: 0,
+            linked_files: 0,
+            linked_bytes: 0,
+            free_bytes: 0,
+            begun_bytes: 0,
+            replaced_bytes: 0,
+            owner: None,
+            fit: Fit::default(),
+            carried: Vec::new(),
+            stop: StopKind::NotRunning,
+            guard: Guard::None,
+            start: false,
+            save_first: true,
+            before: None,
+            keys: None,
+        }
+    }
+}
+
+#[cfg(test)]
 #[path = "restore_plan_tests.rs"]
 mod tests;

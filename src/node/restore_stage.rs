@@ -110,7 +110,8 @@ impl LocalRestore {
             let is_root = rustix::process::geteuid().is_root();
             let whose = if is_root { Owner::Fixed(owner.0, owner.1) } else { Owner::Ourselves };
             let clone = FreshDirectory::open(&place, whose, None)?;
-            fit_clone(&clone, &fit, (owner, meta.mtime_nsec()))?;
+            let modified_ns = meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec());
+            fit_clone(&clone, &fit, (owner, modified_ns))?;
             std::os::unix::fs::symlink(&place, &fresh).map_err(RestoreError::file("link", &fresh))
         })
         .await?;

@@ -4,14 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
-use uuid::Uuid;
 
 use super::journal::{RestoreRecord, StateDirectory, Step, inode};
 use super::restore_error::RestoreError;
 use super::swap::{RecoveredTo, Steps, recover, settle, swap, swap_back};
 use crate::model::ids::SnapshotId;
-use crate::model::names::NodeName;
-use crate::model::restore_plan::{Content, Fit, Guard, Method, NodePlan, StopKind, SwapKind};
+use crate::model::restore_plan::{NodePlan, SwapKind};
 
 struct Scene {
     _root: TempDir,
@@ -72,31 +70,7 @@ fn scene(kind: SwapKind, has_old: bool) -> Scene {
         write(&directory, &old());
     }
     let state = StateDirectory::open(&root.path().join("state")).expect("opens");
-    let plan = NodePlan {
-        id: Uuid::new_v4(),
-        source: NodeName::new("node-1").expect("legal"),
-        target: "node-1".to_owned(),
-        directory,
-        content: Content::Restored,
-        method: Method::Copy,
-        swap: kind,
-        files: 0,
-        bytes: 0,
-        linked_files: 0,
-        linked_bytes: 0,
-        free_bytes: 0,
-        begun_bytes: 0,
-        replaced_bytes: 0,
-        owner: None,
-        fit: Fit::default(),
-        carried: vec![],
-        stop: StopKind::NotRunning,
-        guard: Guard::None,
-        start: false,
-        save_first: true,
-        before: None,
-        keys: None,
-    };
+    let plan = NodePlan { swap: kind, ..NodePlan::sample("node-1", directory) };
     let mut record = RestoreRecord::new(&plan, "prod", "prod/now/node-1".to_owned(), SnapshotId::new_v4(), 0).expect("names");
     write(&record.fresh, &new());
     record.new = inode(&record.fresh).expect("looks");

@@ -32,6 +32,8 @@ const PAUSE: Duration = Duration::from_secs(5);
 const WRITERS: usize = 10;
 /// Without a pause nearly every snapshot is torn: as many without one would be a harness that does not see.
 const TRIES: usize = 30;
+/// A third of the cuts beside a stranger see no write between its command and their own end, on a slow machine more.
+const TRIES_BESIDE_A_STRANGER: usize = 200;
 
 /// A driver that comes late to everything.
 #[derive(Debug)]
@@ -348,8 +350,10 @@ async fn a_pause_that_a_stranger_ends_is_never_published() {
             }
         }
     });
-    let mut void = 0;
-    for _ in 0..effort(5, 50) {
+    let (mut tried, mut void) = (0, 0);
+    // How often a write comes through in time is the machine's affair: on until one did.
+    while tried < effort(5, 50) || (void == 0 && tried < TRIES_BESIDE_A_STRANGER) {
+        tried += 1;
         match stage.snapshot(Stage::honest).await {
             // No write came through in time: then it is one instant all the same.
             Ok(published) => {
@@ -362,5 +366,5 @@ async fn a_pause_that_a_stranger_ends_is_never_published() {
     }
     stop.store(true, std::sync::atomic::Ordering::SeqCst);
     thread.join().expect("the stranger does not panic");
-    assert!(void > 0, "nobody noticed the stranger");
+    assert!(void > 0, "{tried} snapshots and nobody noticed the stranger");
 }

@@ -20,10 +20,10 @@ use super::linking;
 use super::mounting::{daemon, start};
 use crate::fs::clone::Upper;
 use crate::fuse::mounts::mounted_at;
-use crate::model::manifest::{ClusterManifest, TreeEntry};
+use crate::model::manifest::ClusterManifest;
 use crate::model::names::{NodeName, TreePath};
 use crate::node::used_bytes;
-use crate::repo::{Pin, Repository, SnapshotSource};
+use crate::repo::{NodeTree, Pin, Repository, SnapshotSource};
 
 /// How long who served a clone may take to make the last writes durable.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -38,8 +38,6 @@ pub async fn clone(session: &Session, args: CloneArgs) -> Result<Exit, Failure> 
     })?;
     // Whether there is such a node is known before anything is made.
     let tree = open_node(&repository, &repository.manifest(&listed).await?, &node).await?;
-    let root = repository.entry(&tree, &TreePath::root()).await?;
-    let root = root.ok_or_else(|| Failure::new("corrupt", format!("{} has no root", args.source)).hint("tintype verify"))?.entry;
     let mountpoint = place(&args.directory)?;
     if let Some(other) = records.all()?.into_iter().find(|record| record.mountpoint == mountpoint) {
         let hint = format!("tintype clones --serve serves it again; tintype unclone {} takes it away", mountpoint.display());
@@ -57,7 +55,7 @@ pub async fn clone(session: &Session, args: CloneArgs) -> Result<Exit, Failure> 
         deadline_ms: deadline_ms(args.deadline.or(session.config.clones.deadline)),
         ..record(session, id, &tree.snapshot, node, &mountpoint, upper)?
     };
-    let process = begin(session, &records, &repository, &record, &root).await?;
+    let process = begin(session, &records, &repository, &record, &tree).await?;
     let text = format!(
         "{} is a clone of {}, served by process {process}\nwhat is written goes to {}\nnext: start the store on it; tintype unclone {0} takes it away\n",
         mountpoint.display(),
@@ -111,8 +109,11 @@ pub(super) async fn begin(
     records: &CloneRecords,
     repository: &Repository,
     record: &CloneRecord,
-    root: &TreeEntry,
+    tree: &NodeTree,
 ) -> Result<u32, Failure> {
+    let root = repository.entry(tree, &TreePath::root()).await?;
+    let root =
+        root.ok_or_else(|| Failure::new("corrupt", format!("{} has no root", record.source())).hint("tintype verify"))?.entry;
     let mountpoint = &record.mountpoint;
     let is_new = !mountpoint.exists();
     if is_new {
@@ -122,7 +123,7 @@ pub(super) async fn begin(
     }
     records.write(record)?;
     let served = async {
-        Upper::create(&record.upper, record.owner, root).map_err(|error| upper_failure(&record.upper, error))?;
+        Upper::create(&record.upper, record.owner, &root).map_err(|error| upper_failure(&record.upper, error))?;
         pin(session, repository, record).await?;
         serve(session, record).await
     };

@@ -17,10 +17,9 @@ use super::super::linked::{LinkedRestore, WAITS, held_by, let_go, state_at};
 use super::super::mount;
 use super::super::wiring::Session;
 use super::clones;
-use crate::model::names::TreePath;
 use crate::model::restore_plan::{Guard, NodePlan};
 use crate::node::{MountHost, RestoreError, StateDirectory, links_in_place};
-use crate::repo::{NodeTree, SnapshotSource};
+use crate::repo::NodeTree;
 
 /// Between two looks at what hydrates.
 const LOOK: Duration = Duration::from_millis(200);
@@ -70,12 +69,10 @@ impl LinkHost {
             owner: plan.owner,
             ..clones::record(&session, id, &tree.snapshot, tree.manifest.node.clone(), place, records.upper(id))?
         };
-        let root = repository.entry(tree, &TreePath::root()).await?;
-        let root = root.ok_or_else(|| Failure::new("corrupt", "the node has no root").hint("tintype verify"))?.entry;
         // Who finds it while nobody serves it must not be able to start there, as if it were empty.
         let closed = std::fs::DirBuilder::new().mode(if record.allow_other { 0 } else { 0o700 }).create(place);
         closed.map_err(|error| Failure::new("system", format!("{}: {error}", place.display())))?;
-        if let Err(failure) = clones::begin(&session, &records, &repository, &record, &root).await {
+        if let Err(failure) = clones::begin(&session, &records, &repository, &record, tree).await {
             let _ours = std::fs::remove_dir(place);
             return Err(failure);
         }
@@ -160,8 +157,6 @@ pub async fn serve(
     let id = Uuid::now_v7();
     let mountpoint = guard::place(directory, id)
         .ok_or_else(|| Failure::usage(format!("{}: has no directory beside which it could be served", directory.display())))?;
-    let root = repository.entry(tree, &TreePath::root()).await?;
-    let root = root.ok_or_else(|| Failure::new("corrupt", "the node has no root").hint("tintype verify"))?.entry;
     let record = CloneRecord {
         // The store's own user has to read it.
         allow_other: rustix::process::geteuid().is_root(),
@@ -175,7 +170,7 @@ pub async fn serve(
         }),
         ..clones::record(session, id, &tree.snapshot, tree.manifest.node.clone(), &mountpoint, records.upper(id))?
     };
-    clones::begin(session, &records, &repository, &record, &root).await?;
+    clones::begin(session, &records, &repository, &record, tree).await?;
     Ok(mountpoint)
 }
 

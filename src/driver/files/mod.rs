@@ -33,8 +33,7 @@ use crate::model::manifest::{CaptureProof, Consistency, FileClass, FileKind, Fin
 use crate::model::names::TreePath;
 use crate::model::restore_facts::HYDRATING;
 use owners::Owners;
-pub use served::ServedNode;
-use served::open_beneath;
+pub use served::{ServedNode, open_beneath};
 
 mod owners;
 mod served;

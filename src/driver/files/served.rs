@@ -19,7 +19,7 @@ pub struct ServedNode {
 }
 
 /// A regular file below a directory, no link followed on the way.
-pub(super) fn open_beneath(directory: &Path, path: &TreePath) -> io::Result<File> {
+pub fn open_beneath(directory: &Path, path: &TreePath) -> io::Result<File> {
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
     let directory = rustix::fs::open(directory, flags, Mode::empty())?;
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
