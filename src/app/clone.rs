@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use uuid::Uuid;
 
+use super::disk_cache;
 use super::failure::Failure;
 use super::guard;
 use super::linked::{LinkState, LinkedRestore, let_go, look_after};
@@ -22,7 +23,7 @@ use super::mount_memory;
 use super::notify::Supervisor;
 use super::renewal::Renewable;
 use super::wiring::Session;
-use crate::cache::MemoryCache;
+use crate::cache::{DiskOptions, FileCache, MemoryCache, SharedCache};
 use crate::fs::About;
 use crate::fs::clone::{BaseNode, CloneFs, CloneOptions, Upper};
 use crate::fuse::{PassthroughState, SessionOptions};
@@ -260,11 +261,20 @@ pub async fn serve(session: &Session, id: Uuid, ready: Readiness) -> Result<(), 
     options.forbidden.push(record.upper.clone());
     let stop = stop_signal();
     let (records, link_state) = (Arc::new(records), LinkState::default());
+    let cache = disk_cache::merge(None, None, &session.config.cache);
     let begin = {
         let (record, runtime, source, tree) = (record.clone(), Handle::current(), source.clone(), tree.clone());
         let is_passthrough_wanted = session.config.mount.passthrough.unwrap_or(true);
-        let about = about(&record, source.clone(), repository, link_state.clone());
-        move || begin(&record, &options, source, about, tree, runtime, is_passthrough_wanted)
+        let link_state = link_state.clone();
+        move || {
+            let cache = cache.and_then(|cache| open_cache(cache, &options));
+            let cache = cache.inspect_err(|failure| tracing::warn!(%failure, "the clone is served without the cache"));
+            let about = about(&record, source.clone(), repository, link_state, cache.as_ref());
+            let files = cache.ok().flatten().map(|cache| cache as Arc<dyn FileCache>);
+            let (memory_bytes, read) = mount_memory::divide(record.memory_bytes.unwrap_or(MEMORY_BYTES), DEADLINE);
+            let blocks = BlockReader::new(source, Arc::new(MemoryCache::new(memory_bytes)), files, read, runtime);
+            begin(&record, &options, blocks, about, tree, is_passthrough_wanted)
+        }
     };
     let begun = tokio::task::spawn_blocking(begin).await.map_err(|error| Failure::new("internal", error.to_string()))?;
     let (mounted, fs) = match begun {
@@ -334,20 +344,25 @@ async fn save_now_and_then(fs: Arc<CloneFs>) {
     }
 }
 
+/// The cache of this host's mounts. Without it a clone is slower, and no worse: whatever is wrong with it keeps no store down.
+fn open_cache(cache: Option<DiskOptions>, options: &MountOptions) -> Result<Option<Arc<SharedCache>>, Failure> {
+    let Some(cache) = cache else { return Ok(None) };
+    disk_cache::check_place(&cache.directory, &options.forbidden)?;
+    disk_cache::check_place(&cache.directory, std::slice::from_ref(&options.mountpoint))?;
+    Ok(Some(Arc::new(SharedCache::open(cache)?)))
+}
+
 fn begin(
     record: &CloneRecord,
     options: &MountOptions,
-    source: Arc<Renewable>,
+    blocks: Arc<BlockReader>,
     about: impl FnOnce(PassthroughState) -> About,
     tree: NodeTree,
-    runtime: Handle,
     is_passthrough_wanted: bool,
 ) -> Result<(crate::fuse::Session, Arc<CloneFs>), Failure> {
     let path = prepare(options)?;
     let upper_failure = |error| upper_failure(&record.upper, error);
     let upper = Upper::open(&record.upper, record.owner).map_err(upper_failure)?;
-    let (cache_bytes, read) = mount_memory::divide(record.memory_bytes.unwrap_or(MEMORY_BYTES), DEADLINE);
-    let blocks = BlockReader::new(source.clone(), Arc::new(MemoryCache::new(cache_bytes)), None, read, runtime);
     let passthrough = PassthroughState::new(std::sync::Mutex::new("off".to_owned()));
     let options = CloneOptions { about: about(passthrough.clone()), gives_owners: rustix::process::geteuid().is_root() };
     // A store that maps its files dies of a page that cannot be read: it waits instead, for as long as it takes where nobody
@@ -373,14 +388,27 @@ fn begin(
     Ok((session, fs))
 }
 
+/// What it has of the cache, for people.
+fn cache_state(cache: &Result<Option<Arc<SharedCache>>, String>) -> String {
+    match cache {
+        Ok(None) => "none".to_owned(),
+        Ok(Some(cache)) => {
+            format!("{} {}", if cache.is_writer() { "writes" } else { "reads" }, cache.directory().display())
+        }
+        Err(reason) => format!("none: {reason}"),
+    }
+}
+
 /// What the root says of the clone.
 fn about(
     record: &CloneRecord,
     store: Arc<Renewable>,
     repository: String,
     links: LinkState,
+    cache: Result<&Option<Arc<SharedCache>>, &Failure>,
 ) -> impl FnOnce(PassthroughState) -> About + use<> {
     let record = record.clone();
+    let cache = cache.cloned().map_err(ToString::to_string);
     move |passthrough| {
         About::new(move || {
             let away = store.away_for().map_or("answers".to_owned(), |away| format!("away for {} s", away.as_secs()));
@@ -390,6 +418,7 @@ fn about(
                 ("user.tintype.upper", record.upper.display().to_string()),
                 ("user.tintype.repository", repository.clone()),
                 ("user.tintype.store", away),
+                ("user.tintype.cache", cache_state(&cache)),
                 ("user.tintype.passthrough", passthrough.lock().unwrap_or_else(PoisonError::into_inner).clone()),
             ]);
             facts

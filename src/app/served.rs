@@ -17,6 +17,7 @@ use crate::fuse::mounts;
 const REPOSITORY: &str = "user.tintype.repository";
 const STORE: &str = "user.tintype.store";
 const CACHE: &str = "user.tintype.cache_directory";
+const CLONE_CACHE: &str = "user.tintype.cache";
 const CACHE_USED: &str = "user.tintype.cache_used_bytes";
 const CACHE_LIMIT: &str = "user.tintype.cache_limit_bytes";
 const PASSTHROUGH: &str = "user.tintype.passthrough";
@@ -86,7 +87,8 @@ impl Served {
             return format!("{place}  links of {directory} to {source}: {state}; store {store}");
         }
         if let Some(source) = self.fact(CLONE) {
-            return format!("{place}  clone of {source}; store {store}; passthrough {passthrough}");
+            let cache = self.fact(CLONE_CACHE).unwrap_or("unknown");
+            return format!("{place}  clone of {source}; store {store}; cache: {cache}; passthrough {passthrough}");
         }
         let bytes = |name| self.fact(name).and_then(|text| text.parse().ok()).map_or("?".to_owned(), size);
         let cache = match self.cache_directory() {
@@ -107,6 +109,7 @@ impl Served {
             "links": self.links().map(|(_, state)| state),
             "repository": self.repository(),
             "store": self.fact(STORE),
+            "clone_cache": self.fact(CLONE_CACHE),
             "cache_directory": self.cache_directory(),
             "cache_used_bytes": number(CACHE_USED),
             "cache_limit_bytes": number(CACHE_LIMIT),

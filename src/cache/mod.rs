@@ -18,7 +18,7 @@ pub mod memory;
 #[cfg(test)]
 mod memory_tests;
 
-pub use disk::{DiskCache, DiskCacheError, DiskOptions};
+pub use disk::{DiskCache, DiskCacheError, DiskOptions, SharedCache};
 pub use memory::MemoryCache;
 
 /// Keeps blocks by their names.

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 /// Says that a directory is a cache, who has it, and that nobody else can.
 const LOCK: &str = "tintype-cache.lock";
+/// Locked by an owner who waits for a guest to leave.
+const WANTED: &str = "tintype-cache.wanted";
 const FILES: &str = "files";
 /// A file system of its own has this in its root.
 const LOST_AND_FOUND: &str = "lost+found";
@@ -97,6 +99,15 @@ pub struct Inspection {
     pub free_bytes: u64,
 }
 
+/// Who takes a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// Whose cache it is: waits a moment, and guests make room.
+    Owner,
+    /// Has it for as long as nobody else wants it, and never waits.
+    Guest,
+}
+
 /// A directory that is ours until this is dropped.
 #[derive(Debug)]
 pub(super) struct Claim {
@@ -147,21 +158,24 @@ fn process_in(lock: &mut File) -> Option<u32> {
 
 impl Claim {
     /// Makes the directory, if need be, and takes it.
-    pub(super) fn take(directory: &Path) -> Result<Self, DiskCacheError> {
+    pub(super) fn take(directory: &Path, standing: Standing) -> Result<Self, DiskCacheError> {
         DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(system(directory, "cannot be made"))?;
         let root = directory.canonicalize().map_err(system(directory, "cannot be looked at"))?;
         check(directory)?;
         std::fs::set_permissions(&root, Permissions::from_mode(0o700)).map_err(system(directory, "its mode cannot be set"))?;
-        let mut lock = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(root.join(LOCK))
-            .map_err(system(directory, "its lock cannot be opened"))?;
-        let until = Instant::now() + PATIENCE;
+        let mut lock = open_lock(&root, LOCK).map_err(system(directory, "its lock cannot be opened"))?;
+        // Held from here to the end of this function: who only is a guest sees it.
+        let _wanted = match standing {
+            Standing::Owner => {
+                let wanted = open_lock(&root, WANTED).map_err(system(directory, "its lock cannot be opened"))?;
+                wanted.try_lock_shared().is_ok().then_some(wanted)
+            }
+            Standing::Guest if is_wanted(&root) => {
+                return Err(DiskCacheError::InUse { directory: directory.to_owned(), process: process_in(&mut lock) });
+            }
+            Standing::Guest => None,
+        };
+        let until = Instant::now() + if standing == Standing::Owner { PATIENCE } else { Duration::ZERO };
         loop {
             match lock.try_lock() {
                 Ok(()) => break,
@@ -180,6 +194,24 @@ impl Claim {
             _ => Ok(Self { root, files, _lock: lock }),
         }
     }
+}
+
+fn open_lock(root: &Path, name: &str) -> io::Result<File> {
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    options.open(root.join(name))
+}
+
+/// Whether an owner waits for it.
+pub(super) fn is_wanted(root: &Path) -> bool {
+    File::open(root.join(WANTED)).is_ok_and(|wanted| matches!(wanted.try_lock(), Err(TryLockError::WouldBlock)))
+}
+
+/// Where the files of a cache are that another process has.
+pub(super) fn files_of(directory: &Path) -> Result<PathBuf, DiskCacheError> {
+    check(directory)?;
+    let root = directory.canonicalize().map_err(system(directory, "cannot be looked at"))?;
+    Ok(root.join(FILES))
 }
 
 /// What can be seen without taking it; `None` when there is nothing yet.
@@ -224,16 +256,16 @@ mod tests {
         let home = tempfile::tempdir().expect("a directory");
         let directory = home.path().join("new/cache");
         assert_eq!(inspect(&directory).expect("may be looked at"), None);
-        let claim = Claim::take(&directory).expect("free");
+        let claim = Claim::take(&directory, Standing::Owner).expect("free");
         assert_eq!(std::fs::metadata(&directory).expect("made").mode() & 0o7777, 0o700);
-        let error = Claim::take(&directory).expect_err("taken");
+        let error = Claim::take(&directory, Standing::Owner).expect_err("taken");
         let own = std::process::id();
         assert!(matches!(error, DiskCacheError::InUse { process: Some(process), .. } if process == own), "{error}");
         assert!(error.to_string().contains(&directory.display().to_string()) && error.to_string().contains(&own.to_string()));
         assert_eq!(inspect(&directory).expect("ours").and_then(|seen| seen.process), Some(own));
         drop(claim);
         assert_eq!(inspect(&directory).expect("ours").and_then(|seen| seen.process), None);
-        Claim::take(&directory).expect("free again");
+        Claim::take(&directory, Standing::Owner).expect("free again");
     }
 
     #[test]
@@ -241,11 +273,11 @@ mod tests {
         let home = tempfile::tempdir().expect("a directory");
         let mode = |mode| std::fs::set_permissions(home.path(), Permissions::from_mode(mode)).expect("chmods");
         mode(0o755);
-        drop(Claim::take(home.path()).expect("ours"));
+        drop(Claim::take(home.path(), Standing::Owner).expect("ours"));
         assert_eq!(std::fs::metadata(home.path()).expect("there").mode() & 0o7777, 0o700);
         for open in [0o770, 0o702, 0o1777] {
             mode(open);
-            let error = Claim::take(home.path()).expect_err("others write");
+            let error = Claim::take(home.path(), Standing::Owner).expect_err("others write");
             assert!(matches!(error, DiskCacheError::WritableByOthers { .. }), "{error}");
         }
     }
@@ -255,10 +287,10 @@ mod tests {
         let home = tempfile::tempdir().expect("a directory");
         std::fs::set_permissions(home.path(), Permissions::from_mode(0o755)).expect("chmods");
         std::fs::write(home.path().join("letter"), "dear").expect("writes");
-        let error = Claim::take(home.path()).expect_err("a home");
+        let error = Claim::take(home.path(), Standing::Owner).expect_err("a home");
         assert!(matches!(error, DiskCacheError::NotEmpty { .. }), "{error}");
         assert_eq!(std::fs::metadata(home.path()).expect("there").mode() & 0o7777, 0o755);
-        let error = Claim::take(&home.path().join("letter")).expect_err("a file");
+        let error = Claim::take(&home.path().join("letter"), Standing::Owner).expect_err("a file");
         assert!(matches!(error, DiskCacheError::System { .. }), "{error}");
     }
 
@@ -269,7 +301,7 @@ mod tests {
         }
         let home = tempfile::tempdir().expect("a directory");
         std::os::unix::fs::chown(home.path(), Some(65534), None).expect("root may");
-        let error = Claim::take(home.path()).expect_err("not ours");
+        let error = Claim::take(home.path(), Standing::Owner).expect_err("not ours");
         assert!(matches!(error, DiskCacheError::NotOurs { owner: 65534, .. }), "{error}");
     }
 }

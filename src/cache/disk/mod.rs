@@ -1,8 +1,9 @@
 //! The disk cache: blocks kept as parts of sparse files, over restarts, within a limit that is never overrun.
 //!
 //! ```text
-//! DIRECTORY/                  mode 0700, one daemon's
-//!   tintype-cache.lock        held while the daemon lives; its process id
+//! DIRECTORY/                  mode 0700, written by one process
+//!   tintype-cache.lock        held while that process lives; its process id
+//!   tintype-cache.wanted      held by a mount that waits for a clone to stop writing (see `shared`)
 //!   files/NAME.data           the file's plain bytes, as far as they are there
 //!   files/NAME.map            which those are: name and checksum of each block (see `map`)
 //! ```
@@ -31,13 +32,15 @@ mod index;
 mod map;
 mod room;
 mod scan;
+mod shared;
 mod stored;
 mod table;
 
-use claim::Claim;
+use claim::{Claim, Standing};
 pub use claim::{DiskCacheError, Inspection, inspect};
 use index::Index;
 use map::{Boot, Name};
+pub use shared::SharedCache;
 use stored::{Held, Stored};
 use table::Table;
 
@@ -120,7 +123,11 @@ impl Flag {
 impl DiskCache {
     /// Takes the directory. How much is in it makes no difference to how long this takes.
     pub fn open(options: DiskOptions) -> Result<Self, DiskCacheError> {
-        let claim = Claim::take(&options.directory)?;
+        Self::open_as(options, Standing::Owner)
+    }
+
+    fn open_as(options: DiskOptions, standing: Standing) -> Result<Self, DiskCacheError> {
+        let claim = Claim::take(&options.directory, standing)?;
         let unit_bytes = rustix::fs::statvfs(&claim.files).map_or(0, |status| status.f_frsize);
         let inner = Arc::new(Inner {
             boot: map::boot_of(&options.boot),
@@ -359,5 +366,7 @@ impl Inner {
 
 #[cfg(test)]
 mod crash_tests;
+#[cfg(test)]
+mod shared_tests;
 #[cfg(test)]
 mod tests;

@@ -65,8 +65,14 @@ pub(super) fn path(folder: &Path, name: &Name, ending: &str) -> PathBuf {
 }
 
 fn options() -> std::fs::OpenOptions {
+    let mut options = to_read();
+    options.write(true).mode(0o600);
+    options
+}
+
+fn to_read() -> std::fs::OpenOptions {
     let mut options = File::options();
-    options.read(true).write(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    options.read(true).custom_flags(libc::O_NOFOLLOW);
     options
 }
 
@@ -88,8 +94,17 @@ impl Stored {
 
     /// One that is there; `InvalidData` when it is not what its name says.
     pub(super) fn open(folder: &Path, name: &Name, limit_bytes: u64) -> io::Result<Self> {
-        let map = options().open(path(folder, name, MAP))?;
-        let data = options().open(path(folder, name, DATA))?;
+        Self::open_with(&options(), folder, name, limit_bytes)
+    }
+
+    /// One that is another process's: it can be read, and whatever would write fails.
+    pub(super) fn open_to_read(folder: &Path, name: &Name) -> io::Result<Self> {
+        Self::open_with(&to_read(), folder, name, 0)
+    }
+
+    fn open_with(options: &std::fs::OpenOptions, folder: &Path, name: &Name, limit_bytes: u64) -> io::Result<Self> {
+        let map = options.open(path(folder, name, MAP))?;
+        let data = options.open(path(folder, name, DATA))?;
         let key = read_key(&map, name)?;
         if data.metadata()?.len() != key.size_bytes {
             return Err(io::ErrorKind::InvalidData.into());
@@ -223,6 +238,11 @@ impl Stored {
             let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
             let _ = rustix::fs::futimens(&self.map, &Timestamps { last_access: now, last_modification: now });
         }
+    }
+
+    /// Its name is gone, or another's.
+    pub(super) fn is_removed(&self) -> bool {
+        self.map.metadata().is_ok_and(|metadata| metadata.nlink() == 0)
     }
 
     /// Allocated on the disk: bytes, map.

@@ -9,6 +9,7 @@ use tempfile::TempDir;
 
 mod away;
 mod clone;
+mod clone_cache;
 mod clone_faults;
 mod clone_stores;
 mod crash;
