@@ -23,6 +23,7 @@ use super::mount_memory;
 use super::notify::Supervisor;
 use super::renewal::Renewable;
 use super::wiring::Session;
+use crate::base::file_lock::{Hold, MOMENT, lock_file};
 use crate::cache::{DiskOptions, FileCache, MemoryCache, SharedCache};
 use crate::fs::About;
 use crate::fs::clone::{BaseNode, CloneFs, CloneOptions, Upper};
@@ -230,12 +231,12 @@ pub(super) fn lock(upper: &Path) -> Result<File, Failure> {
         }
         _ => file_failure(&path)(error),
     })?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => {
+    match lock_file(&file, Hold::Alone, MOMENT) {
+        Ok(true) => Ok(file),
+        Ok(false) => {
             Err(Failure::new("busy", format!("{}: another process serves this clone", upper.display())).hint("tintype clones"))
         }
-        Err(error) => Err(file_failure(&path)(error.into())),
+        Err(error) => Err(file_failure(&path)(error)),
     }
 }
 

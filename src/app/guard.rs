@@ -16,7 +16,7 @@ use super::control_args::GuardArgs;
 use super::failure::{Exit, Failure};
 use super::mountpoint::within;
 use super::output::Output;
-use crate::driver::files::open_beneath;
+use crate::driver::served::open_beneath;
 use crate::model::names::TreePath;
 
 /// What is served for links of `/var/lib/redis` is at `/var/lib/.redis.links-` and eight digits.

@@ -19,7 +19,7 @@ use super::output::size;
 use super::renewal::Renewable;
 use super::wiring::{Session, absolute_url};
 use crate::base::Pace;
-use crate::driver::files::ServedNode;
+use crate::driver::served::ServedNode;
 use crate::fuse::mounts::take_off;
 use crate::model::names::ClusterName;
 use crate::node::{Link, PlaceProgress, clear_leavings, holders, hydrate, links_in_place, links_into};

@@ -12,9 +12,10 @@ use super::failure::Failure;
 use super::output::Output;
 use crate::base::{Accounts, Clock, SystemClock};
 use crate::driver::redis::{CaptureMode, Password, RedisDriver, RedisOptions, discover};
+use crate::driver::served::ServedNode;
 use crate::driver::{
     StoreDriver,
-    files::{FilesDriver, FilesOptions, ServedNode},
+    files::{FilesDriver, FilesOptions},
 };
 use crate::model::names::{ClusterName, NodeName};
 use crate::model::snapshot_name::{DateQuery, SnapshotName};
@@ -322,7 +323,7 @@ impl ClusterNode {
     /// A driver for it; `served` is what restores by links have on this host.
     pub fn driver(&self, clock: &Arc<dyn Clock>, served: &[ServedNode]) -> Result<Box<dyn StoreDriver>, Failure> {
         match (&self.redis, &self.directory) {
-            (Some(options), _) => Ok(Box::new(RedisDriver::new(options.clone())?)),
+            (Some(options), _) => Ok(Box::new(RedisDriver::new(RedisOptions { served: served.to_vec(), ..options.clone() })?)),
             (None, Some(directory)) => {
                 let options = FilesOptions {
                     node: self.name.to_string(),

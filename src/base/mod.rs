@@ -3,6 +3,7 @@
 pub mod accounts;
 pub mod buffers;
 pub mod clock;
+pub mod file_lock;
 pub mod pace;
 pub mod retry;
 pub mod single_flight;

@@ -23,6 +23,7 @@ pub mod control;
 pub mod fake;
 pub mod files;
 pub mod redis;
+pub mod served;
 
 /// One captured file, directory or link of a node's tree.
 #[derive(Debug)]

@@ -85,18 +85,20 @@ pub(super) fn check_replicas(
     if server.replicas <= known {
         return;
     }
-    if server.in_cluster {
-        let reason = format!(
-            "{} replicas follow it, and {known} of them are configured and run: stopped for longer than cluster-node-timeout it is failed over, and wiped when it comes back",
-            server.replicas
-        );
+    if server.in_cluster || server.is_watched {
+        let becomes = if server.in_cluster {
+            "stopped for longer than cluster-node-timeout it is failed over, and wiped when it comes back"
+        } else {
+            "Sentinel makes another one the master while it is stopped, and wipes it when it comes back"
+        };
+        let reason = format!("{} replicas follow it, and {known} of them are configured and run: {becomes}", server.replicas);
         let next = format!(
             "name each under [clusters.{cluster}.nodes.NAME] with replica_of = \"{name}\", its data_directory, stop and start"
         );
         refusals.add(RefusalCode::HasReplicas, name, reason, next);
     } else {
         warnings.push(format!(
-            "{name}: {} replicas that are not configured copy everything from it again afterwards; Sentinel must not fail it over meanwhile",
+            "{name}: {} replicas that are not configured copy everything from it again afterwards",
             server.replicas - known
         ));
     }

@@ -219,6 +219,9 @@ pub struct ServerFacts {
     pub slots: Vec<(u16, u16)>,
     /// Replicas that follow it, or would as cluster nodes.
     pub replicas: u64,
+    /// Sentinel watches it, and it has replicas.
+    #[serde(default)]
+    pub is_watched: bool,
     /// Keys of all databases.
     pub keys: u64,
     /// Writes since it last saved.

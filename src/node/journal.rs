@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use super::fresh_directory::sync_directory;
 use super::restore_error::RestoreError;
+use crate::base::file_lock::{Hold, MOMENT, lock_file};
 use crate::model::ids::SnapshotId;
 use crate::model::names::{NodeName, json_bytes};
 use crate::model::restore_plan::{Fit, Method, NodePlan, SwapKind};
@@ -199,11 +200,9 @@ impl StateDirectory {
         let path = self.restores.join(format!("{}.lock", &name[..16]));
         let file =
             File::options().create(true).truncate(false).write(true).open(&path).map_err(RestoreError::file("open", &path))?;
-        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(TargetLock { _file: file }),
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                Err(RestoreError::refused(directory.display().to_string(), "another restore is working on it"))
-            }
+        match lock_file(&file, Hold::Alone, MOMENT) {
+            Ok(true) => Ok(TargetLock { _file: file }),
+            Ok(false) => Err(RestoreError::refused(directory.display().to_string(), "another restore is working on it")),
             Err(error) => Err(RestoreError::file("lock", &path)(error)),
         }
     }

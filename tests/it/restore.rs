@@ -416,7 +416,8 @@ async fn a_restore_that_dies_at_any_step_leaves_the_old_data_or_the_new() {
             assert_eq!(found, report.nodes["node-1"].bytes, "{step}");
             assert_eq!(store.get("which").as_deref(), Some("stored"), "{step}");
         }
-        restore::settle("prod", &[store.target()], &store.state()).await.expect("settles");
+        let settled = restore::settle("prod", &[store.target()], &store.state()).await.expect("settles");
+        assert!(settled[0].result.is_ok(), "{step}: {:?}", settled[0].result);
         assert_eq!(store.kept(), Vec::<String>::new(), "{step}");
     }
 }

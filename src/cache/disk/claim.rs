@@ -7,7 +7,9 @@ use std::fs::{DirBuilder, File, Permissions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::base::file_lock::{Hold, MOMENT, lock_file};
 
 /// Says that a directory is a cache, who has it, and that nobody else can.
 const LOCK: &str = "tintype-cache.lock";
@@ -16,9 +18,6 @@ const WANTED: &str = "tintype-cache.wanted";
 const FILES: &str = "files";
 /// A file system of its own has this in its root.
 const LOST_AND_FOUND: &str = "lost+found";
-/// A daemon whose mount was just taken away is still ending.
-const PATIENCE: Duration = Duration::from_secs(2);
-const POLL: Duration = Duration::from_millis(20);
 
 /// Why a directory cannot be a cache.
 #[derive(Debug, thiserror::Error)]
@@ -175,16 +174,9 @@ impl Claim {
             }
             Standing::Guest => None,
         };
-        let until = Instant::now() + if standing == Standing::Owner { PATIENCE } else { Duration::ZERO };
-        loop {
-            match lock.try_lock() {
-                Ok(()) => break,
-                Err(TryLockError::WouldBlock) if Instant::now() < until => std::thread::sleep(POLL),
-                Err(TryLockError::WouldBlock) => {
-                    return Err(DiskCacheError::InUse { directory: directory.to_owned(), process: process_in(&mut lock) });
-                }
-                Err(TryLockError::Error(source)) => return Err(system(directory, "cannot be locked")(source)),
-            }
+        let patience = if standing == Standing::Owner { MOMENT } else { Duration::ZERO };
+        if !lock_file(&lock, Hold::Alone, patience).map_err(system(directory, "cannot be locked"))? {
+            return Err(DiskCacheError::InUse { directory: directory.to_owned(), process: process_in(&mut lock) });
         }
         // Who is refused reads it; on a full disk it is left out.
         let _ = lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| writeln!(lock, "{}", std::process::id()));

@@ -26,17 +26,16 @@ use rustix::fs::{Dir, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit};
 
-use super::{CaptureReceipt, CapturedContent, CapturedEntry, DriverError, FreezeReceipt, StoreDriver, StoredFile, ThawReceipt};
+use super::{CaptureReceipt, CapturedContent, CapturedEntry, DriverError, FreezeReceipt, StoreDriver, ThawReceipt};
 use crate::base::Clock;
+use crate::driver::served::{ServedFile, ServedNode};
 use crate::model::extent::{RANDOM_BLOCK_BYTES, SEQUENTIAL_BLOCK_BYTES};
 use crate::model::manifest::{CaptureProof, Consistency, FileClass, FileKind, Fingerprint, NodeDescription};
 use crate::model::names::TreePath;
 use crate::model::restore_facts::HYDRATING;
 use owners::Owners;
-pub use served::{ServedNode, open_beneath};
 
 mod owners;
-mod served;
 
 /// Descriptors left to the rest of the process: sockets, packs, the runtime.
 const DESCRIPTORS_RESERVED: u64 = 256;
@@ -372,27 +371,21 @@ impl Walk<'_> {
 
     /// What a restore by links has left as a link is the file that it leads to.
     fn link(&mut self, path: TreePath, target: Vec<u8>, meta: &Metadata) -> Result<(), Stop> {
-        let leads_to = Path::new(OsStr::from_bytes(&target));
-        let found = self.options.served.iter().find_map(|served| Some((served, leads_to.strip_prefix(&served.place).ok()?)));
-        let Some((served, inside)) = found else {
+        let served = self.options.served.clone();
+        let Some(found) = ServedFile::of_link(&served, Path::new(OsStr::from_bytes(&target))) else {
             self.push(path, FileKind::Link, meta, CapturedContent::LinkTarget(target));
             return Ok(());
         };
-        // Who owns the directory may have written anything into a link.
-        let inside = TreePath::new(inside.as_os_str().as_bytes().to_vec());
-        let inside = inside.map_err(|error| Stop::Fault(refused(&self.options.node, format!("{path}: {error}"))))?;
-        if let Some((snapshot, node)) = served.stored.clone() {
-            let stored = StoredFile { snapshot, node, path: inside };
+        let fault = |error: std::io::Error| Stop::Fault(refused(&self.options.node, format!("{path}: {error}")));
+        let found = found.map_err(fault)?;
+        if let Some(stored) = found.stored() {
             self.push(path, FileKind::File, meta, CapturedContent::Stored(stored));
             return Ok(());
         }
         if self.open_files >= self.open_files_max {
             return Err(Stop::Fault(self.too_many()));
         }
-        let file = open_beneath(&served.place, &inside).map_err(|error| {
-            let reason = format!("{path}: leads to {}, which is not served: {error}", leads_to.display());
-            Stop::Fault(refused(&self.options.node, reason))
-        })?;
+        let file = found.open().map_err(fault)?;
         let opened = file.metadata().map_err(|error| self.stop(&path, error))?;
         let content = CapturedContent::File { file, length_bytes: opened.len(), fingerprint: None };
         self.open_files += 1;

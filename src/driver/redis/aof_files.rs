@@ -8,7 +8,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::{Instant, sleep};
 
-use crate::driver::{CapturedContent, CapturedEntry, DriverError};
+use crate::driver::served::{ServedFile, ServedNode};
+use crate::driver::{CapturedContent, CapturedEntry, DriverError, StoredFile};
 use crate::model::manifest::{FileClass, FileKind, Fingerprint, Ownership};
 use crate::model::names::TreePath;
 use crate::payload::aof::{AofFile, AofFileKind, AofScanner, MANIFEST_BYTES_MAX, parse_manifest, write_manifest};
@@ -38,6 +39,8 @@ struct OpenFile {
     part: AofFile,
     file: File,
     length_bytes: u64,
+    /// It is a link that a restore has left, to a file that the repository has.
+    stored: Option<StoredFile>,
 }
 
 impl AofFiles {
@@ -59,9 +62,9 @@ impl RedisDriver {
         for _ in 0..ATTEMPTS {
             let fields = self.wait_until_flushed(until).await?;
             let opened = if multi_part {
-                open_parts(&place, &manifest_name)
+                open_parts(&place, &manifest_name, &self.options.served)
             } else {
-                open_single(&place, &prepared.append_name).map(Some)
+                open_single(&place, &prepared.append_name, &self.options.served).map(Some)
             };
             let Some(files) = opened.map_err(|error| self.file_error(&place, &error))? else { continue };
             let bytes: u64 = files.iter().map(|file| file.length_bytes).sum();
@@ -129,7 +132,10 @@ impl RedisDriver {
             let base = open.part.kind == AofFileKind::Base;
             let mut length_bytes = open.length_bytes;
             let mut file = open.file;
+            let mut stored = open.stored;
             if index == last && !base {
+                // Perhaps shorter than what is stored: its bytes are read.
+                stored = None;
                 let scanned = tokio::task::spawn_blocking(move || safe_length(file, length_bytes, captured.captured_ns));
                 let outcome = scanned.await.map_err(|error| bad(error.to_string()))?;
                 (file, length_bytes) = outcome.map_err(|reason| DriverError::Corrupt {
@@ -146,16 +152,19 @@ impl RedisDriver {
                 owner: Ownership { uid: metadata.uid(), gid: metadata.gid(), ..Ownership::default() },
                 modified_ns,
                 block_bytes: STREAMED_BLOCK_BYTES,
-                content: CapturedContent::File {
-                    length_bytes,
-                    fingerprint: Some(Fingerprint {
-                        device: metadata.dev(),
-                        inode: metadata.ino(),
-                        modified_ns,
-                        captured_ns: captured.captured_ns,
-                    }),
-                    file,
-                },
+                content: stored.map_or_else(
+                    || CapturedContent::File {
+                        length_bytes,
+                        fingerprint: Some(Fingerprint {
+                            device: metadata.dev(),
+                            inode: metadata.ino(),
+                            modified_ns,
+                            captured_ns: captured.captured_ns,
+                        }),
+                        file,
+                    },
+                    CapturedContent::Stored,
+                ),
             });
         }
         if captured.directory.is_some() {
@@ -175,7 +184,7 @@ impl RedisDriver {
 }
 
 /// The files that the manifest names, without those that wait for their deletion; nothing when it changed meanwhile.
-fn open_parts(directory: &Path, manifest_name: &str) -> io::Result<Option<Vec<OpenFile>>> {
+fn open_parts(directory: &Path, manifest_name: &str, served: &[ServedNode]) -> io::Result<Option<Vec<OpenFile>>> {
     let read = || -> io::Result<Vec<u8>> {
         let mut text = Vec::new();
         open_regular(&directory.join(manifest_name))?.take(MANIFEST_BYTES_MAX as u64 + 1).read_to_end(&mut text)?;
@@ -186,7 +195,7 @@ fn open_parts(directory: &Path, manifest_name: &str) -> io::Result<Option<Vec<Op
         parse_manifest(&text).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("{manifest_name}: {error}")))?;
     let mut files = Vec::new();
     for part in parts.into_iter().filter(|part| part.kind != AofFileKind::History) {
-        match open_part(directory, part) {
+        match open_part(directory, part, served) {
             Ok(file) => files.push(file),
             // Replaced between the manifest and the file.
             Err(error) if error.kind() == io::ErrorKind::NotFound && read()? != text => return Ok(None),
@@ -196,16 +205,20 @@ fn open_parts(directory: &Path, manifest_name: &str) -> io::Result<Option<Vec<Op
     Ok((read()? == text).then_some(files))
 }
 
-fn open_single(directory: &Path, name: &str) -> io::Result<Vec<OpenFile>> {
+fn open_single(directory: &Path, name: &str, served: &[ServedNode]) -> io::Result<Vec<OpenFile>> {
     let part = AofFile { name: name.as_bytes().to_vec(), sequence: 1, kind: AofFileKind::Increment };
-    Ok(vec![open_part(directory, part)?])
+    Ok(vec![open_part(directory, part, served)?])
 }
 
-fn open_part(directory: &Path, part: AofFile) -> io::Result<OpenFile> {
+fn open_part(directory: &Path, part: AofFile, served: &[ServedNode]) -> io::Result<OpenFile> {
     let name = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(&part.name);
-    let file = open_regular(&directory.join(name))?;
+    let path = directory.join(name);
+    let (file, stored) = match std::fs::read_link(&path).ok().and_then(|target| ServedFile::of_link(served, &target)) {
+        Some(found) => found.and_then(|found| Ok((found.open()?, found.stored())))?,
+        None => (open_regular(&path)?, None),
+    };
     let length_bytes = file.metadata()?.len();
-    Ok(OpenFile { part, file, length_bytes })
+    Ok(OpenFile { part, file, length_bytes, stored })
 }
 
 /// The longest prefix of the first `length_bytes` that may be loaded. The file keeps its position for nobody.

@@ -13,10 +13,10 @@ use crate::driver::DriverError;
 use super::options::RedisOptions;
 use super::reply::Fields;
 
-/// The rights that a capture by replication needs; `+config|set` and `+client|reply` only where the sync delay must be set
-/// aside.
+/// The rights that a capture by replication needs, and a restore; `+config|set` and `+client|reply` only where the sync delay
+/// must be set aside, `+pubsub|numsub` to find out whether Sentinel watches a master with replicas.
 pub const RIGHTS: &str = "+ping +info +time +config|get +config|set +client|pause +client|unpause +client|setname +client|list \
-                          +client|reply +psync +replconf +bgsave +cluster|nodes +cluster|info";
+                          +client|reply +psync +replconf +bgsave +cluster|nodes +cluster|info +pubsub|numsub";
 
 /// One answer of a pipeline.
 pub(super) type Answer = Result<Value, RedisError>;
@@ -145,7 +145,7 @@ impl Control {
 
 /// `CLIENT PAUSE` of `CLIENT PAUSE 2000 WRITE`, `SET` of `SET k v`.
 fn command_name(command: &[&str]) -> String {
-    let words = if matches!(command[0], "CLIENT" | "CONFIG" | "CLUSTER") { 2 } else { 1 };
+    let words = if matches!(command[0], "CLIENT" | "CONFIG" | "CLUSTER" | "PUBSUB") { 2 } else { 1 };
     command[..words.min(command.len())].join(" ")
 }
 

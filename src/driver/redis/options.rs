@@ -7,6 +7,7 @@ use std::time::Duration;
 use zeroize::Zeroize;
 
 use crate::driver::DriverError;
+use crate::driver::served::ServedNode;
 use crate::model::names::NodeName;
 
 /// A password. It is wiped when dropped and never shown.
@@ -65,6 +66,8 @@ pub struct RedisOptions {
     pub capture: CaptureMode,
     /// The node's data directory, where it is on this host.
     pub data_directory: Option<PathBuf>,
+    /// What links of a restore in that directory may lead to.
+    pub served: Vec<ServedNode>,
     /// Limit for a connection to be made and authenticated.
     pub connect_limit: Duration,
     /// Limit for the answer to one command outside of a freeze.
@@ -84,6 +87,7 @@ impl RedisOptions {
             ca_file: None,
             capture: CaptureMode::default(),
             data_directory: None,
+            served: Vec::new(),
             connect_limit: Duration::from_secs(5),
             answer_limit: Duration::from_secs(10),
             stall_limit: Duration::from_secs(60),

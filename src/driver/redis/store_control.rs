@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use redis::Value;
 
 use super::control::{Control, text};
 use super::options::RedisOptions;
@@ -81,6 +82,7 @@ impl RedisControl {
             }
         }
         facts.directory = control.setting("dir").await?.map(Into::into);
+        facts.is_watched = facts.replicas > 0 && !facts.in_cluster && is_watched(&mut control).await?;
         if facts.in_cluster {
             let nodes = control.text(&["CLUSTER", "NODES"]).await?;
             if let Some(myself) = cluster_nodes(&nodes).into_iter().find(|node| node.is("myself")) {
@@ -96,6 +98,17 @@ impl RedisControl {
         }
         Ok(facts)
     }
+}
+
+/// Every Sentinel listens on this channel of the servers that it watches. Who may not ask is told what to permit.
+async fn is_watched(control: &mut Control) -> Result<bool, DriverError> {
+    let answer = control.ask(&["PUBSUB", "NUMSUB", "__sentinel__:hello"]).await?;
+    let count = |value: &Value| text(value).parse::<u64>().is_ok_and(|listeners| listeners > 0);
+    Ok(match answer {
+        Value::Array(pair) => pair.get(1).is_some_and(count),
+        Value::Map(pairs) => pairs.first().is_some_and(|(_, value)| count(value)),
+        _ => false,
+    })
 }
 
 /// Keys of all databases: `db0:keys=15,expires=1,avg_ttl=0`.

@@ -9,20 +9,21 @@ use std::fmt::Debug;
 use std::fs::File;
 use std::io;
 use std::ops::{ControlFlow, Range};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, RenameFlags, fsync, linkat, mkdirat, openat, renameat,
-    renameat_with, statat, unlinkat,
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, fsync, linkat, mkdirat, openat, renameat, renameat_with, statat,
+    unlinkat,
 };
 use rustix::io::Errno;
 
 use super::direct;
 use crate::base::buffers::{Loan, fill_from};
+use crate::base::file_lock::{Hold, lock_file};
 
 /// What is known of an entry without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,9 +98,6 @@ struct HostLock {
 }
 
 impl Lock for HostLock {}
-
-/// How often a lock is looked at: it is held for one stat and one rename.
-const LOCK_INTERVAL: Duration = Duration::from_millis(1);
 
 impl HostDisk {
     pub(super) fn new(root: PathBuf) -> Self {
@@ -249,17 +247,11 @@ impl Disk for HostDisk {
         let (folder, name) = self.open_parent(path)?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = openat(&folder, name, flags, Mode::from_raw_mode(0o666))?;
-        let operation =
-            if is_exclusive { FlockOperation::NonBlockingLockExclusive } else { FlockOperation::NonBlockingLockShared };
-        let end = Instant::now() + patience;
-        loop {
-            match rustix::fs::flock(file.as_fd(), operation) {
-                Ok(()) => return Ok(Box::new(HostLock { _file: file })),
-                Err(Errno::WOULDBLOCK) if Instant::now() < end => std::thread::sleep(LOCK_INTERVAL),
-                Err(Errno::WOULDBLOCK) => return Err(io::ErrorKind::TimedOut.into()),
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
+        let hold = if is_exclusive { Hold::Alone } else { Hold::Shared };
+        if lock_file(&file, hold, patience)? {
+            Ok(Box::new(HostLock { _file: file }))
+        } else {
+            Err(io::ErrorKind::TimedOut.into())
         }
     }
 }

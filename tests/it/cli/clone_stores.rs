@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::clone::Clone;
 use super::mount::look;
-use super::{Home, run};
+use super::{Home, run_within};
 use crate::reader::python;
 use crate::support::effort::{Random, effort, tell};
 use crate::support::redis::{Server, both, redis_70};
@@ -17,10 +17,9 @@ use crate::support::redis::{Server, both, redis_70};
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/cli/stores.py");
 const STORES: [&str; 3] = ["leveldb", "rocksdb", "sqlite"];
 
-fn stores(arguments: &[&str]) -> Command {
-    let mut command = Command::new("timeout");
-    command.args(["-k", "2", "500"]).arg(python()).arg("-B").arg(SCRIPT).args(arguments);
-    command
+/// Does something with real stores; a million keys take their time.
+pub fn stores(arguments: &[&str]) {
+    run_within(Duration::from_secs(500), Command::new(python()).arg("-B").arg(SCRIPT).args(arguments)).done();
 }
 
 /// Writes to one store until it is killed; returns up to which key all is durable.
@@ -48,11 +47,11 @@ fn stores_open_a_clone_read_all_write_compact_and_reopen_after_a_kill() {
     let home = Home::with_repository();
     let (count, more) = (effort(5000, 100_000), effort(5000, 1_000_000));
     std::fs::create_dir(home.path("data")).expect("a directory");
-    run(&mut stores(&["make", &home.text("data"), &count.to_string()])).done();
+    stores(&["make", &home.text("data"), &count.to_string()]);
     home.snapshot(&[]);
     let clone = Clone::new(&home, &["--upper", &home.text("upper")]);
     let place = home.text("clone");
-    run(&mut stores(&["check", &place, &count.to_string()])).done();
+    stores(&["check", &place, &count.to_string()]);
     for store in STORES {
         let mut durable = count;
         for round in 0..effort(2, 5) {
@@ -60,15 +59,15 @@ fn stores_open_a_clone_read_all_write_compact_and_reopen_after_a_kill() {
             if round % 2 == 1 {
                 clone.again();
             }
-            run(&mut stores(&["check", &place, &durable.to_string(), store])).done();
+            stores(&["check", &place, &durable.to_string(), store]);
         }
-        run(&mut stores(&["write", &place, store, &durable.to_string(), &(count + more).to_string()])).done();
+        stores(&["write", &place, store, &durable.to_string(), &(count + more).to_string()]);
         clone.again();
-        run(&mut stores(&["check", &place, &(count + more).to_string(), store])).done();
+        stores(&["check", &place, &(count + more).to_string(), store]);
     }
     // Nothing of it came to the snapshot.
     home.run(&["restore", "demo/latest/data", "--directory", "placed"]).done();
-    run(&mut stores(&["check", &home.text("placed"), &count.to_string()])).done();
+    stores(&["check", &home.text("placed"), &count.to_string()]);
     home.run(&["unclone", "clone", "--yes"]).done();
     assert!(!home.path("upper").exists());
 }

@@ -7,15 +7,14 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::clone::process_of;
+use super::clone_stores::stores;
 use super::mount::{is_mounted, look};
 use super::{Home, noise, run};
-use crate::reader::python;
 use crate::support::command::tintype;
 use crate::support::effort::{Random, effort, tell};
 use crate::support::mount::wait_for;
 use crate::support::store::Store;
 
-const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/cli/stores.py");
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What serves the links of a directory. Dropping it leaves nothing mounted.
@@ -68,10 +67,6 @@ impl Drop for Served<'_> {
 fn links(directory: &Path) -> usize {
     let found = run(Command::new("find").arg(directory).args(["-type", "l"]));
     found.done().text().lines().count()
-}
-
-fn stores(arguments: &[&str]) {
-    run(Command::new("timeout").args(["-k", "2", "500"]).arg(python()).arg("-B").arg(SCRIPT).args(arguments)).done();
 }
 
 #[test]
@@ -358,6 +353,30 @@ fn a_redis_with_append_only_files_is_restored_by_links_rolled_back_and_settled()
         let place = std::fs::read_link(&store.data).expect("a link to the clone");
         home.run(&["unclone", &place.display().to_string(), "--yes"]).done();
     }
+}
+
+#[test]
+fn append_only_files_of_a_linked_node_are_captured_and_what_is_stored_is_not_read() {
+    let guarded = Guarded::new("save \"\"\nappendonly yes");
+    let (home, store) = (&guarded.home, &guarded.store);
+    guarded.fill(3000);
+    store.command(&["BGREWRITEAOF"]);
+    wait_for("a base", PATIENCE, || store.data.join("appendonlydir/appendonly.aof.2.base.rdb").exists());
+    home.run(&["snapshot", "prod", "--capture", "aof"]).done();
+    home.run(&["restore", "prod/latest", "--method", "link", "--no-hydrate", "--yes", "--confirm", "prod"]).done();
+    let served = Served::of(home);
+    store.command(&["SET", "which", "linked"]);
+    let taken = home.run(&["--json", "snapshot", "prod", "--capture", "aof"]).json();
+    let (total, new) = (taken["total_bytes"].as_u64().expect("a number"), taken["new_bytes"].as_u64().expect("a number"));
+    assert!(total > 600_000 && new < 10_000, "{taken}");
+    assert_eq!(links(&store.data), 1, "it is linked as before");
+    home.run(&["verify", "prod/latest"]).done();
+    store.command(&["FLUSHALL"]);
+    home.run(&["restore", "prod/latest", "--yes", "--confirm", "prod"]).done();
+    assert_eq!((store.keys(), store.get("which").as_deref()), (3001, Some("linked")));
+    assert_eq!(links(&store.data), 0);
+    home.run(&["settle", "prod", "--yes"]).done();
+    served.wait_gone();
 }
 
 #[test]

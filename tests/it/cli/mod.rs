@@ -142,9 +142,14 @@ impl Home {
 
 /// Runs a command to its end, or panics at the limit.
 fn run(command: &mut Command) -> Ran {
+    run_within(LIMIT, command)
+}
+
+/// The same for what works on a million keys.
+fn run_within(limit: Duration, command: &mut Command) -> Ran {
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it is installed");
     let (out, err) = (collect(child.stdout.take()), collect(child.stderr.take()));
-    let code = wait(&mut child, &format!("{command:?}"));
+    let code = wait_within(limit, &mut child, &format!("{command:?}"));
     let (out, err) = (out.join().expect("read"), err.join().expect("read"));
     Ran { code, out, err: String::from_utf8_lossy(&err).into_owned() }
 }
@@ -159,7 +164,11 @@ fn collect(from: Option<impl std::io::Read + Send + 'static>) -> std::thread::Jo
 }
 
 fn wait(child: &mut Child, what: &str) -> Option<i32> {
-    let until = Instant::now() + LIMIT;
+    wait_within(LIMIT, child, what)
+}
+
+fn wait_within(limit: Duration, child: &mut Child, what: &str) -> Option<i32> {
+    let until = Instant::now() + limit;
     loop {
         if let Some(status) = child.try_wait().expect("our child") {
             return status.code();
