@@ -1,23 +1,18 @@
 //! Making a restore by links one by files: each link is replaced by the verified file that it leads to.
 //!
 //! How it works: the file is made beside the link under a name of its own, from what an interrupted run has left there and
-//! from the snapshot's source; then the two names are exchanged, and only when it is the link that came out is it removed. So
-//! what the store has put in the link's place meanwhile (a new dump) or taken away (a table that it merged) stays as the store
-//! wants it. A store that holds the old file open goes on reading that.
+//! from the snapshot's source; then it takes the link's place (`exchange`). A store that holds the old file open goes on
+//! reading that.
 //!
 //! **Invariants.** A name leads to the same bytes before, during and after. What a run has left behind is taken up by the
 //! next. Nothing outside of the directory is written, whatever its links say.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, RenameFlags};
-use rustix::io::Errno;
-
+use super::exchange::{beside, exchange, finish};
 use super::fresh_directory::{FreshDirectory, Owner};
 use super::place_file::{PlaceProgress, Placing, blocking};
 use super::restore_error::RestoreError;
@@ -61,6 +56,17 @@ pub fn links_into(directory: &Path, served: &Path) -> std::io::Result<Vec<Link>>
 
 /// Removes what runs have left behind whose links the store has meanwhile replaced or taken away.
 pub fn clear_leavings(directory: &Path) -> Result<(), RestoreError> {
+    let left = leavings(directory)?;
+    if left.is_empty() {
+        return Ok(());
+    }
+    let fresh = FreshDirectory::in_use(directory, Owner::Ourselves)?;
+    left.iter().try_for_each(|path| finish(&fresh, path))?;
+    leavings(directory)?.iter().try_for_each(|path| fresh.remove(path))
+}
+
+/// What runs have left behind.
+fn leavings(directory: &Path) -> Result<Vec<TreePath>, RestoreError> {
     let mut left = Vec::new();
     let listed = walk(directory, &mut |path, kind| {
         let name = path.file_name();
@@ -69,11 +75,7 @@ pub fn clear_leavings(directory: &Path) -> Result<(), RestoreError> {
         }
     });
     listed.map_err(RestoreError::file("list", directory))?;
-    if left.is_empty() {
-        return Ok(());
-    }
-    let fresh = FreshDirectory::in_use(directory, Owner::Ourselves)?;
-    left.iter().try_for_each(|path| fresh.remove(path))
+    Ok(left)
 }
 
 /// Everything below a directory but directories, no link followed; nothing where there is no such directory.
@@ -113,7 +115,11 @@ pub async fn hydrate(
     let fresh = Arc::new(FreshDirectory::in_use(directory, owner)?);
     let placing = Arc::new(Placing::new(source, tree, fresh.clone(), progress, pace));
     let (listed, place) = (directory.to_owned(), served.to_owned());
-    let links = blocking("links", move || links_in_place(&listed, &place).map_err(RestoreError::file("list", &listed))).await?;
+    let links = blocking("links", move || {
+        leavings(&listed)?.iter().try_for_each(|left| finish(&fresh, left))?;
+        links_in_place(&listed, &place).map_err(RestoreError::file("list", &listed))
+    });
+    let links = links.await?;
     let mut originals: HashMap<(BlockId, u32), TreePath> = HashMap::new();
     let (mut replaced, mut failed) = (0, None);
     for link in links {
@@ -180,66 +186,6 @@ pub fn links_in_place(directory: &Path, served: &Path) -> std::io::Result<Vec<Li
     Ok(links)
 }
 
-fn beside(path: &TreePath) -> Result<TreePath, RestoreError> {
-    let name = [b".".as_slice(), path.file_name(), HYDRATING.as_bytes()].concat();
-    path.parent()
-        .unwrap_or_default()
-        .join(&name)
-        .map_err(|error| RestoreError::refused(path.to_string(), format!("no file can be made beside it: {error}")))
-}
-
-/// Puts the file at `made` in the place of the link, if the link is still there; whether it was.
-fn exchange(fresh: &FreshDirectory, made: &TreePath, link: &TreePath, target: &Path) -> Result<bool, RestoreError> {
-    let parent = fresh.parent_of(link)?;
-    let shown = fresh.path().join(link.to_path_buf());
-    let (made_name, name) = (name_of(made), name_of(link));
-    let leads = |name: &std::ffi::OsStr| leads_to(&parent, name, target);
-    let ours = inode_of(&parent, made_name);
-    let mut is_replaced = false;
-    if leads(name) {
-        match rustix::fs::renameat_with(&parent, made_name, &parent, name, RenameFlags::EXCHANGE) {
-            Ok(()) if leads(made_name) => is_replaced = true,
-            // The store was quicker by less than a microsecond: what it has put there goes back.
-            Ok(()) => {
-                rustix::fs::renameat_with(&parent, made_name, &parent, name, RenameFlags::EXCHANGE)
-                    .map_err(RestoreError::file("give back", &shown))?;
-                if inode_of(&parent, made_name) != ours {
-                    // And once more: what it put there last is the newest.
-                    rustix::fs::renameat(&parent, made_name, &parent, name).map_err(RestoreError::file("give back", &shown))?;
-                    return sync(parent, &shown).map(|()| false);
-                }
-            }
-            Err(Errno::NOENT) => {}
-            Err(Errno::INVAL | Errno::NOSYS) => {
-                let reason = "its file system cannot exchange two names: the links stay, restore by copy instead";
-                return Err(RestoreError::refused(shown.display().to_string(), reason));
-            }
-            Err(error) => return Err(RestoreError::file("replace", &shown)(error)),
-        }
-    }
-    rustix::fs::unlinkat(&parent, made_name, AtFlags::empty()).map_err(RestoreError::file("remove", &shown))?;
-    sync(parent, &shown)?;
-    Ok(is_replaced)
-}
-
-fn name_of(path: &TreePath) -> &std::ffi::OsStr {
-    std::ffi::OsStr::from_bytes(path.file_name())
-}
-
-/// Device and inode of a name.
-fn inode_of(parent: &OwnedFd, name: &std::ffi::OsStr) -> Option<(u64, u64)> {
-    let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
-    Some((stat.st_dev, stat.st_ino))
-}
-
-fn leads_to(parent: &OwnedFd, name: &std::ffi::OsStr, target: &Path) -> bool {
-    rustix::fs::readlinkat(parent, name, Vec::new()).is_ok_and(|found| found.as_bytes() == target.as_os_str().as_bytes())
-}
-
-fn sync(parent: OwnedFd, shown: &Path) -> Result<(), RestoreError> {
-    File::from(parent).sync_all().map_err(RestoreError::file("write the directory of", shown))
-}
-
 /// A process that holds files of a mount open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Holder {
@@ -273,6 +219,8 @@ pub fn holders(served: &Path) -> Vec<Holder> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
 
     fn path(text: &str) -> TreePath {
@@ -293,29 +241,6 @@ mod tests {
         let pairs: Vec<_> = found.into_iter().map(|link| (link.path, link.source)).collect();
         assert_eq!(pairs, [(path("a"), path("x/a")), (path("sub/b"), path("b"))]);
         assert_eq!(links_into(&root.path().join("none"), &served).expect("is none"), []);
-    }
-
-    #[test]
-    fn what_the_store_has_put_in_the_place_of_a_link_stays() {
-        let root = tempfile::tempdir().expect("a directory");
-        let fresh = FreshDirectory::in_use(root.path(), Owner::Ourselves).expect("opens");
-        let (link, made, target) = (path("dump"), path(".dump.tintype-hydrate"), Path::new("/served/dump"));
-        let at = |path: &TreePath| root.path().join(path.to_path_buf());
-        let make = || std::fs::write(at(&made), "old").expect("writes");
-        // It is a link: it is replaced.
-        std::os::unix::fs::symlink(target, at(&link)).expect("links");
-        make();
-        assert!(exchange(&fresh, &made, &link, target).expect("exchanges"));
-        assert_eq!(std::fs::read_to_string(at(&link)).expect("reads"), "old");
-        // It is a file of the store's, a link of somebody else's, or gone: nothing changes.
-        std::fs::write(at(&link), "new").expect("writes");
-        make();
-        assert!(!exchange(&fresh, &made, &link, target).expect("leaves it"));
-        assert_eq!(std::fs::read_to_string(at(&link)).expect("reads"), "new");
-        std::fs::remove_file(at(&link)).expect("removes");
-        make();
-        assert!(!exchange(&fresh, &made, &link, target).expect("leaves it"));
-        assert!(at(&link).symlink_metadata().is_err() && at(&made).symlink_metadata().is_err());
     }
 
     #[test]

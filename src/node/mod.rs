@@ -1,6 +1,7 @@
 //! One node's work: capture, upload, local restore by copy and by links, hydration.
 
 mod capture;
+mod exchange;
 mod fresh_directory;
 mod hydrate;
 mod journal;
