@@ -8,7 +8,7 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
@@ -20,6 +20,7 @@ use super::guard;
 use super::linked::{LinkState, LinkedRestore, let_go, look_after};
 use super::mount::{MountError, MountOptions, Readiness, answers, prepare, serve_until, stop_signal, unmount};
 use super::mount_memory;
+use super::mountpoint::{PATIENCE, within};
 use super::notify::Supervisor;
 use super::renewal::Renewable;
 use super::wiring::Session;
@@ -39,6 +40,8 @@ use crate::repo::{NodeTree, Repository, SnapshotSource};
 const DEADLINE: Duration = Duration::from_secs(30);
 /// What was written and not fsynced is at most this old when the process dies, as with a local file system.
 const SAVED_EVERY: Duration = Duration::from_secs(5);
+/// How often it is looked whether another process still serves a clone.
+const AGAIN: Duration = Duration::from_millis(20);
 /// Memory for blocks where nothing is said.
 const MEMORY_BYTES: u64 = 256 << 20;
 /// The attribute of the root that says whose clone it is.
@@ -231,7 +234,7 @@ pub(super) fn lock(upper: &Path) -> Result<File, Failure> {
         }
         _ => file_failure(&path)(error),
     })?;
-    match lock_file(&file, Hold::Alone, MOMENT) {
+    match lock_file(&file, Hold::Alone, Duration::ZERO) {
         Ok(true) => Ok(file),
         Ok(false) => {
             Err(Failure::new("busy", format!("{}: another process serves this clone", upper.display())).hint("tintype clones"))
@@ -240,12 +243,23 @@ pub(super) fn lock(upper: &Path) -> Result<File, Failure> {
     }
 }
 
+/// The same, once who has it has ended; who served it makes the last writes durable first.
+pub(super) async fn lock_soon(upper: &Path, patience: Duration) -> Result<File, Failure> {
+    let until = Instant::now() + patience;
+    loop {
+        match lock(upper) {
+            Err(failure) if failure.code == "busy" && Instant::now() < until => tokio::time::sleep(AGAIN).await,
+            result => return result,
+        }
+    }
+}
+
 /// Serves a clone until it is unmounted or told to stop.
 pub async fn serve(session: &Session, id: Uuid, ready: Readiness) -> Result<(), Failure> {
     let begun = async {
         let records = CloneRecords::open(session)?;
         let record = records.get(id)?;
-        let lock = lock(&record.upper)?;
+        let lock = lock_soon(&record.upper, MOMENT).await?;
         let (source, repository, tree) = base(session, &record).await?;
         Ok((records, record, lock, source, repository, tree))
     };
@@ -348,9 +362,13 @@ async fn save_now_and_then(fs: Arc<CloneFs>) {
 /// The cache of this host's mounts. Without it a clone is slower, and no worse: whatever is wrong with it keeps no store down.
 fn open_cache(cache: Option<DiskOptions>, options: &MountOptions) -> Result<Option<Arc<SharedCache>>, Failure> {
     let Some(cache) = cache else { return Ok(None) };
-    disk_cache::check_place(&cache.directory, &options.forbidden)?;
-    disk_cache::check_place(&cache.directory, std::slice::from_ref(&options.mountpoint))?;
-    Ok(Some(Arc::new(SharedCache::open(cache)?)))
+    let directory = cache.directory.clone();
+    let others = [&options.forbidden[..], std::slice::from_ref(&options.mountpoint)].concat();
+    let opened = within(PATIENCE, move || {
+        disk_cache::check_place(&cache.directory, &others)?;
+        Ok(Some(Arc::new(SharedCache::open(cache)?)))
+    });
+    opened.unwrap_or_else(|| Err(Failure::new("cache", format!("{}: its disk does not answer", directory.display()))))
 }
 
 fn begin(

@@ -65,9 +65,12 @@ pub(super) fn check_replicas(
     let (name, cluster) = (&master.node, &request.target_cluster);
     for replica in replicas {
         let Some(server) = &replica.server else { continue };
-        let follows = server.follows.as_deref().filter(|_| server.in_cluster);
-        let is_its = server.role != "master"
-            && master.server.as_ref().is_none_or(|master| follows.is_none_or(|id| id == master.cluster_id));
+        let follows = |master: &ServerFacts| match server.in_cluster {
+            true => server.follows.as_ref().is_none_or(|id| *id == master.cluster_id),
+            // Half-way in a synchronisation it has none yet.
+            false => server.replication_id == master.replication_id,
+        };
+        let is_its = server.role != "master" && master.server.as_ref().is_none_or(follows);
         if !is_its {
             let next = format!(
                 "correct replica_of in [clusters.{cluster}.nodes.{}]; `CLUSTER NODES` shows who follows whom",
@@ -82,10 +85,14 @@ pub(super) fn check_replicas(
     }
     let Some(server) = &master.server else { return };
     let known = replicas.iter().filter(|replica| replica.server.is_some()).count() as u64;
+    if server.is_watched == Some(true) {
+        warnings
+            .push(format!("{name}: Sentinel watches it: a replica that is not connected now must stay away until all is done"));
+    }
     if server.replicas <= known {
         return;
     }
-    if server.in_cluster || server.is_watched {
+    if server.in_cluster || server.is_watched == Some(true) {
         let becomes = if server.in_cluster {
             "stopped for longer than cluster-node-timeout it is failed over, and wiped when it comes back"
         } else {
@@ -98,8 +105,13 @@ pub(super) fn check_replicas(
         refusals.add(RefusalCode::HasReplicas, name, reason, next);
     } else {
         warnings.push(format!(
-            "{name}: {} replicas that are not configured copy everything from it again afterwards",
-            server.replicas - known
+            "{name}: {} replicas that are not configured copy everything from it again afterwards{}",
+            server.replicas - known,
+            if server.is_watched.is_none() {
+                "; Sentinel must not fail it over meanwhile, and whether there is one is not known"
+            } else {
+                ""
+            }
         ));
     }
 }

@@ -219,9 +219,12 @@ pub struct ServerFacts {
     pub slots: Vec<(u16, u16)>,
     /// Replicas that follow it, or would as cluster nodes.
     pub replicas: u64,
-    /// Sentinel watches it, and it has replicas.
+    /// Sentinel watches it; `None`: that is not known.
     #[serde(default)]
-    pub is_watched: bool,
+    pub is_watched: Option<bool>,
+    /// Identity of its data's history: that of its replicas is the same.
+    #[serde(default)]
+    pub replication_id: String,
     /// Keys of all databases.
     pub keys: u64,
     /// Writes since it last saved.

@@ -118,7 +118,7 @@ fn every_unsafe_target_is_refused_with_its_reason() {
     assert_eq!(refused(|server, _| server.directory = Some("/other".into())), [OtherDirectory]);
     assert_eq!(refused(|server, _| (server.in_cluster, server.slots) = (true, vec![(0, 5)])), [SlotsDiffer]);
     assert_eq!(refused(|server, _| (server.in_cluster, server.replicas) = (true, 1)), [HasReplicas]);
-    assert_eq!(refused(|server, _| (server.is_watched, server.replicas) = (true, 1)), [HasReplicas]);
+    assert_eq!(refused(|server, _| (server.is_watched, server.replicas) = (Some(true), 1)), [HasReplicas]);
     assert_eq!(refused(|server, _| server.replicas = 1), []);
     assert_eq!(refused(|server, _| (server.keys, server.changes) = (1, 1)), [NewerData]);
     assert_eq!(refused(|server, _| (server.keys, server.saved_at) = (1, CUT / 1_000_000 + 1)), [NewerData]);

@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 use super::exchange::{beside, exchange, finish};
 use super::fresh_directory::{FreshDirectory, Owner};
-use super::place_file::{PlaceProgress, Placing, blocking};
-use super::restore_error::RestoreError;
+use super::place_file::{PlaceProgress, Placing};
+use super::restore_error::{RestoreError, blocking};
 use super::swap::stays;
 use crate::base::Pace;
 use crate::model::ids::BlockId;

@@ -10,12 +10,13 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::fresh_directory::sync_directory;
-use super::restore_error::RestoreError;
+use super::restore_error::{RestoreError, blocking};
 use crate::base::file_lock::{Hold, MOMENT, lock_file};
 use crate::model::ids::SnapshotId;
 use crate::model::names::{NodeName, json_bytes};
@@ -194,17 +195,24 @@ impl StateDirectory {
         Ok(self.restores.join(format!("{}.{node}.json", record.id)))
     }
 
-    /// Takes a data directory for ourselves. Refused while another process works on it.
-    pub fn lock(&self, directory: &Path) -> Result<TargetLock, RestoreError> {
+    /// Takes a data directory for ourselves, waiting at most `patience` for who is ending. Refused while another process works
+    /// on it. Blocks the thread.
+    pub fn lock(&self, directory: &Path, patience: Duration) -> Result<TargetLock, RestoreError> {
         let name = blake3::hash(directory.as_os_str().as_encoded_bytes()).to_hex();
         let path = self.restores.join(format!("{}.lock", &name[..16]));
         let file =
             File::options().create(true).truncate(false).write(true).open(&path).map_err(RestoreError::file("open", &path))?;
-        match lock_file(&file, Hold::Alone, MOMENT) {
+        match lock_file(&file, Hold::Alone, patience) {
             Ok(true) => Ok(TargetLock { _file: file }),
             Ok(false) => Err(RestoreError::refused(directory.display().to_string(), "another restore is working on it")),
             Err(error) => Err(RestoreError::file("lock", &path)(error)),
         }
+    }
+
+    /// The same for who must not block, after a moment at most.
+    pub async fn lock_soon(&self, directory: &Path) -> Result<TargetLock, RestoreError> {
+        let (state, directory) = (self.clone(), directory.to_owned());
+        blocking("restore", move || state.lock(&directory, MOMENT)).await
     }
 
     /// Writes a record so that it survives a loss of power.

@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::fresh_directory::FreshDirectory;
-use super::restore_error::RestoreError;
+use super::restore_error::{RestoreError, blocking};
 use crate::base::{Accounts, Pace};
 use crate::model::extent::{Extent, Segment};
 use crate::model::manifest::{FileContent, TreeEntry};
@@ -62,13 +62,6 @@ pub(super) struct Local {
     pub is_begun: bool,
     /// In this one, at the same places.
     pub old: Option<File>,
-}
-
-pub(super) async fn blocking<T: Send + 'static>(
-    what: &str,
-    work: impl FnOnce() -> Result<T, RestoreError> + Send + 'static,
-) -> Result<T, RestoreError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| RestoreError::refused(what, error.to_string()))?
 }
 
 impl Placing {

@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 use super::journal::{RestoreRecord, StateDirectory, Step, TargetLock};
 use super::mount_host::MountHost;
 use super::place_file::PlaceProgress;
-use super::restore_error::RestoreError;
+use super::restore_error::{RestoreError, blocking};
 use super::servers::{Server, ServerLimits, working_inode};
 use super::site::{carry_over, inspect_directory, used_bytes};
 use super::swap::{Steps, note, settle, swap, swap_back};
@@ -132,7 +132,7 @@ impl LocalRestore {
                 seen.free_bytes = seen.free_bytes.saturating_add(seen.begun_bytes);
                 Ok(seen)
             };
-            facts.directory = Some(match blocking(look).await {
+            facts.directory = Some(match blocking("restore", look).await {
                 Ok(seen) => seen,
                 // A refusal of the plan, told with all others.
                 Err(error) => {
@@ -169,7 +169,7 @@ impl LocalRestore {
             self.host()?.remove_clone(&place).await?;
         }
         let (state, steps, mut now) = (self.state.clone(), self.steps.clone(), record.clone());
-        *record = blocking(move || settle(&state, &mut now, &steps).map(|()| now)).await?;
+        *record = blocking("restore", move || settle(&state, &mut now, &steps).map(|()| now)).await?;
         Ok(())
     }
 
@@ -295,7 +295,7 @@ impl LocalRestore {
             }
         }
         let (state, steps, mut record) = (self.state.clone(), self.steps.clone(), current.record.clone());
-        let mut record = blocking(move || swap_back(&state, &mut record, &steps).map(|()| record)).await?;
+        let mut record = blocking("restore", move || swap_back(&state, &mut record, &steps).map(|()| record)).await?;
         if let Some(server) = &self.server {
             // Before the restored directory is deleted: nobody may go on in it.
             server.leave_other_directories(&plan.directory).await?;
@@ -335,7 +335,7 @@ impl LocalRestore {
     /// `was_halted`: it ran, until [`Self::halt`] was called for this.
     pub async fn roll_back(&self, was_halted: bool) -> Result<Option<RestoreRecord>, RestoreError> {
         let Some(found) = self.state.in_place(&self.cluster, &self.node)? else { return Ok(None) };
-        let _lock = self.state.lock(&found.directory)?;
+        let _lock = self.state.lock_soon(&found.directory).await?;
         let mut was_stopped = was_halted;
         if let Some(server) = &self.server
             && let Some(now) = server.running(&found.directory).await?
@@ -351,7 +351,7 @@ impl LocalRestore {
         }
         let directory = found.directory.clone();
         let (state, steps, mut record) = (self.state.clone(), self.steps.clone(), found);
-        let record = blocking(move || swap_back(&state, &mut record, &steps).map(|()| record)).await;
+        let record = blocking("restore", move || swap_back(&state, &mut record, &steps).map(|()| record)).await;
         if let Some(server) = self.server.as_ref().filter(|_| was_stopped) {
             // Also when the swap was refused: then it runs on as it did.
             server.start(&directory).await?;
@@ -364,17 +364,11 @@ impl LocalRestore {
         let records = self.records()?;
         let count = records.len();
         for mut record in records {
-            let _lock = self.state.lock(&record.directory)?;
+            let _lock = self.state.lock_soon(&record.directory).await?;
             self.let_go(&mut record).await?;
         }
         Ok(count)
     }
-}
-
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, RestoreError> + Send + 'static,
-) -> Result<T, RestoreError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| RestoreError::refused("restore", error.to_string()))?
 }
 
 /// Whether what was loaded can be what was stored.

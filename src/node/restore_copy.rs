@@ -16,8 +16,8 @@ use rustix::fs::{CWD, Mode, OFlags};
 use tokio::task::JoinSet;
 
 use super::fresh_directory::{FreshDirectory, Owner, open_regular};
-use super::place_file::{PlaceProgress, Placing, blocking};
-use super::restore_error::RestoreError;
+use super::place_file::{PlaceProgress, Placing};
+use super::restore_error::{RestoreError, blocking};
 use super::restore_link::{BaseFrom, Linking, add_increment, copied_by_links, make_append_only};
 use crate::model::ids::BlockId;
 use crate::model::manifest::{FileKind, TreeEntry};

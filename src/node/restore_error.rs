@@ -86,3 +86,11 @@ impl RestoreError {
         }
     }
 }
+
+/// Work that blocks, on a thread for such work.
+pub(super) async fn blocking<T: Send + 'static>(
+    what: &str,
+    work: impl FnOnce() -> Result<T, RestoreError> + Send + 'static,
+) -> Result<T, RestoreError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| RestoreError::refused(what, error.to_string()))?
+}

@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use super::fresh_directory::{FreshDirectory, Owner, sync_directory};
 use super::journal::{RestoreRecord, Step, inode};
-use super::restore::{LocalRestore, Working, blocking};
+use super::restore::{LocalRestore, Working};
 use super::restore_copy::{PlaceOptions, PlaceReceipt, place};
-use super::restore_error::RestoreError;
+use super::restore_error::{RestoreError, blocking};
 use super::restore_link::fit_clone;
 use super::swap::note;
 use crate::model::names::TreePath;
@@ -28,7 +28,7 @@ impl LocalRestore {
         tree: NodeTree,
         now_us: i64,
     ) -> Result<PlaceReceipt, RestoreError> {
-        let lock = self.state.lock(&plan.directory)?;
+        let lock = self.state.lock_soon(&plan.directory).await?;
         let shown = format!("{}/{}/{}", tree.snapshot.cluster, tree.snapshot.date, tree.manifest.node);
         let mut record = RestoreRecord::new(plan, &self.cluster, shown, tree.snapshot.uuid, now_us)?;
         for mut left in self.state.records()?.into_iter().filter(|left| left.directory == plan.directory) {
@@ -104,7 +104,7 @@ impl LocalRestore {
         host.make_clone(plan, &tree, &place).await?;
         let totals = tree.manifest.totals;
         let (fit, fresh, owner) = (plan.fit.clone(), record.fresh.clone(), plan.owner);
-        blocking(move || {
+        blocking("restore", move || {
             let meta = place.metadata().map_err(RestoreError::file("look at", &place))?;
             let owner = owner.unwrap_or((meta.uid(), meta.gid()));
             let is_root = rustix::process::geteuid().is_root();

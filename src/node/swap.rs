@@ -10,6 +10,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
@@ -17,6 +18,7 @@ use rustix::io::Errno;
 use super::fresh_directory::sync_directory;
 use super::journal::{EntryName, RestoreRecord, StateDirectory, Step, inode};
 use super::restore_error::RestoreError;
+use crate::base::file_lock::MOMENT;
 use crate::model::restore_plan::SwapKind;
 
 /// Lets a test stop a restore before any of its steps on the disk, as a crash would.
@@ -151,8 +153,10 @@ pub enum RecoveredTo {
 /// Finishes or undoes whatever a process that died has left. Restores that are under way are left alone.
 pub fn recover(state: &StateDirectory, steps: &Steps) -> Result<Vec<Recovered>, RestoreError> {
     let mut recovered = Vec::new();
+    // Who left them may just be ending: a moment for all of them together.
+    let until = Instant::now() + MOMENT;
     for record in state.records()? {
-        let Ok(_lock) = state.lock(&record.directory) else { continue };
+        let Ok(_lock) = state.lock(&record.directory, until.saturating_duration_since(Instant::now())) else { continue };
         // Read again under the lock: its owner may have just finished.
         let Some(mut record) = state.records()?.into_iter().find(|now| now.id == record.id && now.node == record.node) else {
             continue;

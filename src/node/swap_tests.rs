@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -220,8 +221,8 @@ fn a_directory_that_somebody_else_replaced_is_left_alone() {
 #[test]
 fn a_restore_that_is_under_way_is_not_recovered() {
     let scene = scene(SwapKind::Rename, true);
-    let lock = scene.state.lock(&scene.record.directory).expect("locks");
-    assert!(scene.state.lock(&scene.record.directory).is_err());
+    let lock = scene.state.lock(&scene.record.directory, Duration::ZERO).expect("locks");
+    assert!(scene.state.lock(&scene.record.directory, Duration::ZERO).is_err());
     assert_eq!(recover(&scene.state, &Steps::default()).expect("recovers"), []);
     drop(lock);
     assert_eq!(recover(&scene.state, &Steps::default()).expect("recovers").len(), 1);

@@ -193,7 +193,7 @@ fn a_ring_with_replicas_is_restored_undone_and_rolled_back_and_nobody_fails_over
     assert_eq!(ring.digests(), live);
 }
 
-/// A Sentinel that fails over after half a second, on its own. It ends with this.
+/// A Sentinel that fails over after three seconds, on its own. It ends with this.
 struct Sentinel {
     process: Child,
     place: TempDir,
@@ -206,7 +206,7 @@ impl Sentinel {
         let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port();
         let settings = format!(
             "port {port}\nbind 127.0.0.1\ndir {0}\nlogfile {0}/log\nsentinel monitor prod 127.0.0.1 {1} 1\n\
-             sentinel down-after-milliseconds prod 500\nsentinel failover-timeout prod 3000\n",
+             sentinel down-after-milliseconds prod 3000\nsentinel failover-timeout prod 6000\n",
             place.path().display(),
             master.port
         );
@@ -220,7 +220,7 @@ impl Sentinel {
         std::fs::read_to_string(self.place.path().join("log")).unwrap_or_default()
     }
 
-    /// Port of the master and count of the replicas, as it knows them.
+    /// Port of the master and count of the replicas, as it knows them; nothing while it takes the master to be away.
     fn sees(&self) -> Option<(String, usize)> {
         let client = redis::Client::open(format!("redis://127.0.0.1:{}", self.port)).ok()?;
         let mut connection = client.get_connection_with_timeout(Duration::from_secs(2)).ok()?;
@@ -231,7 +231,10 @@ impl Sentinel {
         };
         let address: Vec<String> = ask("get-master-addr-by-name").query(&mut connection).ok()?;
         let replicas: Vec<redis::Value> = ask("replicas").query(&mut connection).ok()?;
-        Some((address.get(1)?.clone(), replicas.len()))
+        let master: std::collections::HashMap<String, String> = ask("master").query(&mut connection).ok()?;
+        // It has noticed that the master is there again.
+        let is_up = master.get("flags").is_some_and(|flags| flags == "master");
+        is_up.then_some((address.get(1)?.clone(), replicas.len()))
     }
 }
 
@@ -252,7 +255,7 @@ fn a_master_that_sentinel_watches_is_restored_with_its_replicas_and_stays_the_ma
     let work = Workplace::new();
     // Away for longer than Sentinel waits.
     let start = master.root.path().join("start");
-    let slowly = std::fs::read_to_string(&start).expect("reads").replace("#!/bin/sh\n", "#!/bin/sh\nsleep 2\n");
+    let slowly = std::fs::read_to_string(&start).expect("reads").replace("#!/bin/sh\n", "#!/bin/sh\nsleep 6\n");
     std::fs::write(&start, slowly).expect("writes");
     let copy = format!(
         "[clusters.prod.nodes.node-1-copy]\naddress = \"redis://127.0.0.1:{}\"\ndata_directory = {:?}\nstop = {:?}\nstart = {:?}\nreplica_of = \"node-1\"\n",

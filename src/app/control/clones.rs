@@ -2,12 +2,12 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 use uuid::Uuid;
 
-use super::super::clone::{CloneRecord, CloneRecords, forget, lock, upper_failure};
+use super::super::clone::{CloneRecord, CloneRecords, forget, lock_soon, upper_failure};
 use super::super::config::Span;
 use super::super::control_args::{CloneArgs, ClonesArgs, UncloneArgs};
 use super::super::failure::{Exit, Failure};
@@ -289,14 +289,9 @@ pub(super) async fn unmount(record: &CloneRecord) -> Result<(), Failure> {
 
 /// Waits until nobody serves it: who did makes the last writes durable first. Nobody else does while the result is held.
 pub(super) async fn let_go(record: &CloneRecord) -> Result<Option<File>, Failure> {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        match lock(&record.upper) {
-            Ok(held) => return Ok(Some(held)),
-            // An unclone that was interrupted got that far.
-            Err(failure) if failure.code == "not_found" => return Ok(None),
-            Err(failure) if Instant::now() >= until => return Err(failure),
-            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-        }
+    match lock_soon(&record.upper, PATIENCE).await {
+        // An unclone that was interrupted got that far.
+        Err(failure) if failure.code == "not_found" => Ok(None),
+        result => result.map(Some),
     }
 }

@@ -201,7 +201,7 @@ pub async fn sweep(session: &Session, state: &StateDirectory) -> Result<(), Fail
     for record in records.all()? {
         let Some(links) = record.links.as_ref().filter(|links| !links.is_placed) else { continue };
         // One that is under way holds its directory.
-        let Ok(_held) = state.lock(&links.directory) else { continue };
+        let Ok(_held) = state.lock(&links.directory, Duration::ZERO) else { continue };
         if records.get(record.id).is_ok_and(|now| now.links.is_some_and(|links| !links.is_placed)) {
             release(session, &records, &record).await?;
         }
@@ -223,7 +223,7 @@ pub async fn hydrate(session: &Session, args: HydrateArgs) -> Result<Exit, Failu
     };
     let links = {
         let state = StateDirectory::open(&session.state_directory()).map_err(|error| Failure::new("state", error.to_string()))?;
-        let _held = state.lock(&directory).map_err(|error| {
+        let _held = state.lock_soon(&directory).await.map_err(|error| {
             Failure::new("busy", error.to_string()).hint("it hydrates by itself once the restore is done; see tintype status")
         })?;
         record = records.get(record.id)?;

@@ -229,7 +229,8 @@ async fn place(
     }
     for node in &nodes {
         // Nobody takes what is served for its links away meanwhile.
-        let _lock = state.lock(&clones::place(&place_of(node))?).map_err(|error| Failure::new("busy", error.to_string()))?;
+        let _lock =
+            state.lock_soon(&clones::place(&place_of(node))?).await.map_err(|error| Failure::new("busy", error.to_string()))?;
         let progress = Arc::new(PlaceProgress::default());
         let bar = session.output.bar(node.as_str());
         let served = match args.method {

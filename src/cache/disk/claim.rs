@@ -4,8 +4,8 @@
 //! left as it is, so that a slip of the pen changes no one's home. The lock ends with the process that holds it.
 
 use std::fs::{DirBuilder, File, Permissions, TryLockError};
-use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::io::{self, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,6 +15,10 @@ use crate::base::file_lock::{Hold, MOMENT, lock_file};
 const LOCK: &str = "tintype-cache.lock";
 /// Locked by an owner who waits for a guest to leave.
 const WANTED: &str = "tintype-cache.wanted";
+/// Behind the process id of a guest.
+const GUEST: &str = " guest";
+/// A guest looks every now and then, and ends what it is writing: on a slow disk that takes its time.
+const GUESTS_LEAVE: Duration = Duration::from_secs(15);
 const FILES: &str = "files";
 /// A file system of its own has this in its root.
 const LOST_AND_FOUND: &str = "lost+found";
@@ -74,7 +78,10 @@ impl DiskCacheError {
     /// What to do next.
     pub fn hint(&self) -> String {
         match self {
-            Self::InUse { .. } => "give each mount a cache directory of its own, or end the other one".to_owned(),
+            Self::InUse { .. } => {
+                "give each mount a cache directory of its own, or end the other one; a clone lets go by itself, then try again"
+                    .to_owned()
+            }
             Self::NotOurs { directory, .. } => format!("name another directory, or remove it: rm -r {}", directory.display()),
             Self::WritableByOthers { directory, .. } => {
                 format!("empty it and make it yours alone: rm -r {0}; mkdir -m 700 {0}", directory.display())
@@ -112,7 +119,7 @@ pub(super) enum Standing {
 pub(super) struct Claim {
     pub(super) root: PathBuf,
     pub(super) files: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 fn system(directory: &Path, what: &'static str) -> impl FnOnce(io::Error) -> DiskCacheError {
@@ -149,10 +156,18 @@ fn check(directory: &Path) -> Result<bool, DiskCacheError> {
     }
 }
 
-fn process_in(lock: &mut File) -> Option<u32> {
-    let mut text = String::new();
-    lock.take(16).read_to_string(&mut text).ok()?;
-    text.trim().parse().ok()
+/// Who has it, in its own words.
+struct Holder {
+    process: u32,
+    is_guest: bool,
+}
+
+fn holder(lock: &File) -> Option<Holder> {
+    let mut text = [0; 32];
+    let length = lock.read_at(&mut text, 0).ok()?;
+    let line = std::str::from_utf8(&text[..length]).ok()?.trim();
+    let process = line.split_whitespace().next()?.parse().ok()?;
+    Some(Holder { process, is_guest: line.ends_with(GUEST.trim()) })
 }
 
 impl Claim {
@@ -164,28 +179,48 @@ impl Claim {
         std::fs::set_permissions(&root, Permissions::from_mode(0o700)).map_err(system(directory, "its mode cannot be set"))?;
         let mut lock = open_lock(&root, LOCK).map_err(system(directory, "its lock cannot be opened"))?;
         // Held from here to the end of this function: who only is a guest sees it.
-        let _wanted = match standing {
-            Standing::Owner => {
-                let wanted = open_lock(&root, WANTED).map_err(system(directory, "its lock cannot be opened"))?;
-                wanted.try_lock_shared().is_ok().then_some(wanted)
-            }
-            Standing::Guest if is_wanted(&root) => {
-                return Err(DiskCacheError::InUse { directory: directory.to_owned(), process: process_in(&mut lock) });
-            }
+        let wanted = match standing {
+            Standing::Owner => Some(open_lock(&root, WANTED).map_err(system(directory, "its lock cannot be opened"))?),
             Standing::Guest => None,
         };
-        let patience = if standing == Standing::Owner { MOMENT } else { Duration::ZERO };
-        if !lock_file(&lock, Hold::Alone, patience).map_err(system(directory, "cannot be locked"))? {
-            return Err(DiskCacheError::InUse { directory: directory.to_owned(), process: process_in(&mut lock) });
+        let taken = match &wanted {
+            Some(wanted) => {
+                let is_guests = || holder(&lock).is_some_and(|holder| holder.is_guest);
+                let cannot = || system(directory, "cannot be locked");
+                // Another one who wants it is quicker, and is told of below.
+                lock_file(wanted, Hold::Alone, MOMENT).map_err(cannot())?;
+                lock_file(&lock, Hold::Alone, MOMENT).map_err(cannot())?
+                    || is_guests() && lock_file(&lock, Hold::Alone, GUESTS_LEAVE).map_err(cannot())?
+            }
+            None => {
+                !is_wanted(&root)
+                    && lock_file(&lock, Hold::Alone, Duration::ZERO).map_err(system(directory, "cannot be locked"))?
+            }
+        };
+        // What was locked may have been removed meanwhile, and another one be in its place.
+        if !taken || !is_at(&lock, &root.join(LOCK)) {
+            let process = holder(&lock).map(|holder| holder.process);
+            return Err(DiskCacheError::InUse { directory: directory.to_owned(), process });
         }
         // Who is refused reads it; on a full disk it is left out.
-        let _ = lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| writeln!(lock, "{}", std::process::id()));
+        let standing = if standing == Standing::Guest { GUEST } else { "" };
+        let _ = lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| writeln!(lock, "{}{standing}", std::process::id()));
         let files = root.join(FILES);
         match DirBuilder::new().mode(0o700).create(&files) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(system(directory, "cannot be written")(error)),
-            _ => Ok(Self { root, files, _lock: lock }),
+            _ => Ok(Self { root, files, lock }),
         }
     }
+
+    /// The directory that was taken is still the one under its name.
+    pub(super) fn is_current(&self) -> bool {
+        is_at(&self.lock, &self.root.join(LOCK))
+    }
+}
+
+fn is_at(file: &File, path: &Path) -> bool {
+    let same = |there: std::fs::Metadata| file.metadata().is_ok_and(|own| (own.dev(), own.ino()) == (there.dev(), there.ino()));
+    std::fs::symlink_metadata(path).is_ok_and(same)
 }
 
 fn open_lock(root: &Path, name: &str) -> io::Result<File> {
@@ -194,9 +229,30 @@ fn open_lock(root: &Path, name: &str) -> io::Result<File> {
     options.open(root.join(name))
 }
 
-/// Whether an owner waits for it.
+/// Whether an owner waits for it. Several may ask at a time, and none of them looks like one who waits.
 pub(super) fn is_wanted(root: &Path) -> bool {
-    File::open(root.join(WANTED)).is_ok_and(|wanted| matches!(wanted.try_lock(), Err(TryLockError::WouldBlock)))
+    seen(root, WANTED) == Seen::Taken
+}
+
+/// What a look at a lock shows that changes nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Seen {
+    Missing,
+    Free,
+    Taken,
+}
+
+/// Whether somebody has the directory.
+pub(super) fn seen_lock(root: &Path) -> Seen {
+    seen(root, LOCK)
+}
+
+fn seen(root: &Path, name: &str) -> Seen {
+    match File::open(root.join(name)).map(|lock| lock.try_lock_shared()) {
+        Ok(Ok(()) | Err(TryLockError::Error(_))) => Seen::Free,
+        Ok(Err(TryLockError::WouldBlock)) => Seen::Taken,
+        Err(_) => Seen::Missing,
+    }
 }
 
 /// Where the files of a cache are that another process has.
@@ -232,8 +288,8 @@ pub fn inspect(directory: &Path) -> Result<Option<Inspection>, DiskCacheError> {
             }
         }
     }
-    let process = File::open(directory.join(LOCK)).ok().and_then(|mut lock| match lock.try_lock_shared() {
-        Err(TryLockError::WouldBlock) => process_in(&mut lock),
+    let process = File::open(directory.join(LOCK)).ok().and_then(|lock| match lock.try_lock_shared() {
+        Err(TryLockError::WouldBlock) => holder(&lock).map(|holder| holder.process),
         _ => None,
     });
     Ok(Some(Inspection { used_bytes, files: entries, process, free_bytes }))

@@ -40,6 +40,7 @@ impl Inner {
             // A map that cannot be read is found out when its file is asked for.
             let _ = stored::visit_map(&self.claim.files, &name, &mut |slot, record| {
                 self.index().insert(&record.id, name, slot);
+                !self.is_ending.load(Ordering::Relaxed)
             });
         }
     }

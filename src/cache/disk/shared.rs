@@ -4,10 +4,12 @@
 //! whose cache it is, need not wait for them to end: they notice within [`LOOK`] that it wants to write, and read from then on.
 //!
 //! **Invariants.** At most one process writes, and only it takes anything away. A reader trusts neither: what it reads is what
-//! the block's checksum says, or a miss, whatever the writer does meanwhile. It changes nothing and hands out no file.
+//! the block's checksum says, or a miss, whatever the writer does meanwhile. It changes nothing, hands out no file, and keeps
+//! none open for long that the writer has removed. A directory that is removed is made anew by a mount only.
 
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
@@ -16,7 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use lru::LruCache;
 
-use super::claim::{Standing, files_of, is_wanted};
+use super::claim::{Seen, Standing, files_of, is_wanted, seen_lock};
 use super::map::{self, Boot, Name};
 use super::stored::{Held, Stored};
 use super::{DiskCache, DiskCacheError, DiskOptions};
@@ -27,11 +29,12 @@ const LOOK: Duration = Duration::from_millis(200);
 /// Files that a reader has open: a store reads from a few at a time.
 const OPEN_FILES: NonZero<usize> = NonZero::new(64).expect("not zero");
 
-/// A cache that this process writes, or reads only.
+/// A cache that this process writes, or reads only, or that is not there any more.
 #[derive(Debug)]
 enum Role {
     Writer(DiskCache),
     Reader(CacheReader),
+    Nothing,
 }
 
 /// A cache directory that others use too. See the head of this module.
@@ -46,6 +49,8 @@ pub struct SharedCache {
 struct Shared {
     options: DiskOptions,
     role: RwLock<Role>,
+    /// The same in short, for those who must not wait for a disk.
+    is_writer: AtomicBool,
 }
 
 impl SharedCache {
@@ -56,7 +61,8 @@ impl SharedCache {
             Err(DiskCacheError::InUse { .. }) => Role::Reader(CacheReader::open(&options)?),
             Err(error) => return Err(error),
         };
-        let shared = Arc::new(Shared { options, role: RwLock::new(role) });
+        let is_writer = AtomicBool::new(matches!(role, Role::Writer(_)));
+        let shared = Arc::new(Shared { options, role: RwLock::new(role), is_writer });
         let (stop, stopped) = channel();
         let looking = std::thread::Builder::new().name("cache-role".to_owned()).spawn({
             let shared = shared.clone();
@@ -78,7 +84,7 @@ impl SharedCache {
 
     /// This process is the one that writes.
     pub fn is_writer(&self) -> bool {
-        self.shared.with(|role| matches!(role, Role::Writer(_)))
+        self.shared.is_writer.load(Ordering::Relaxed)
     }
 }
 
@@ -96,12 +102,23 @@ impl Shared {
 
     /// Lets the directory go to who wants it, or takes it when it is free.
     fn look(&self) {
-        let next = self.with(|role| match role {
-            Role::Writer(_) if is_wanted(&self.options.directory) => CacheReader::open(&self.options).map(Role::Reader).ok(),
-            Role::Writer(_) => None,
-            Role::Reader(_) => DiskCache::open_as(self.options.clone(), Standing::Guest).map(Role::Writer).ok(),
+        let directory = &self.options.directory;
+        let reader = || CacheReader::open(&self.options).map_or(Role::Nothing, Role::Reader);
+        let next = self.with(|role| match (role, seen_lock(directory)) {
+            (Role::Writer(cache), _) if !cache.inner.claim.is_current() || is_wanted(directory) => Some(reader()),
+            (Role::Reader(_), Seen::Missing) => Some(Role::Nothing),
+            (Role::Reader(_) | Role::Nothing, Seen::Free) => {
+                DiskCache::open_as(self.options.clone(), Standing::Guest).map(Role::Writer).ok()
+            }
+            (Role::Reader(reader), Seen::Taken) => {
+                reader.drop_removed();
+                None
+            }
+            (Role::Nothing, Seen::Taken) => Some(reader()),
+            (Role::Writer(_), _) | (Role::Nothing, Seen::Missing) => None,
         });
         if let Some(next) = next {
+            self.is_writer.store(matches!(next, Role::Writer(_)), Ordering::Relaxed);
             let before = std::mem::replace(&mut *self.role.write().unwrap_or_else(PoisonError::into_inner), next);
             // Outside of the lock: its end may take a moment.
             drop(before);
@@ -114,6 +131,7 @@ impl FileCache for SharedCache {
         self.shared.with(|role| match role {
             Role::Writer(cache) => cache.get(place),
             Role::Reader(reader) => reader.get(place),
+            Role::Nothing => None,
         })
     }
 
@@ -121,14 +139,14 @@ impl FileCache for SharedCache {
         self.shared.with(|role| match role {
             Role::Writer(cache) => cache.put(place, block),
             // Its writer puts what it reads itself.
-            Role::Reader(_) => {}
+            Role::Reader(_) | Role::Nothing => {}
         });
     }
 
     fn whole_file(&self, file: &FileKey) -> Option<std::fs::File> {
         self.shared.with(|role| match role {
             Role::Writer(cache) => cache.whole_file(file),
-            Role::Reader(_) => None,
+            Role::Reader(_) | Role::Nothing => None,
         })
     }
 
@@ -136,13 +154,14 @@ impl FileCache for SharedCache {
         self.shared.with(|role| match role {
             Role::Writer(cache) => cache.cached_bytes(file),
             Role::Reader(reader) => reader.find(&Name::of(file)).map_or(0, |stored| stored.cached_bytes()),
+            Role::Nothing => 0,
         })
     }
 
     fn used_bytes(&self) -> u64 {
         self.shared.with(|role| match role {
             Role::Writer(cache) => cache.used_bytes(),
-            Role::Reader(_) => 0,
+            Role::Reader(_) | Role::Nothing => 0,
         })
     }
 
@@ -173,6 +192,15 @@ impl CacheReader {
         let stored = Arc::new(Stored::open_to_read(&self.files, name).ok()?);
         opened.put(*name, stored.clone());
         Some(stored)
+    }
+
+    /// Gives the disk what the writer has removed.
+    fn drop_removed(&self) {
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let removed: Vec<Name> = opened.iter().filter(|(_, stored)| stored.is_removed()).map(|(name, _)| *name).collect();
+        for name in removed {
+            opened.pop(&name);
+        }
     }
 
     fn get(&self, place: &BlockPlace) -> Option<Bytes> {

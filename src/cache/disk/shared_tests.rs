@@ -96,16 +96,60 @@ fn a_reader_sees_a_file_that_went_and_came_back_and_believes_no_damage() {
     assert!(has(&reader, 7, 1));
     std::fs::write(&data, bytes).expect("writes");
     assert!(has(&reader, 7, 0));
-    // As the writer takes a file away.
-    let map = std::fs::File::options().write(true).open(home.path().join("files").join(format!("{name}.map"))).expect("opens");
+    // As the writer takes a file away, and as it comes back: another one of the same name.
+    let file = |ending: &str| home.path().join("files").join(format!("{name}.{ending}"));
+    let copies = ["map", "data"].map(|ending| (file(ending), std::fs::read(file(ending)).expect("reads")));
+    let map = std::fs::File::options().write(true).open(file("map")).expect("opens");
     stored::remove(&home.path().join("files"), &name).expect("removed");
     map.set_len(0).expect("emptied");
     assert!(reader.get(&place(7, 0)).is_none());
-    drop(writer);
-    until("the reader writes", || reader.is_writer());
-    put(&reader, 7, 0);
-    let another = shared(home.path(), ROOMY);
-    assert!(has(&another, 7, 0));
+    for (path, bytes) in copies {
+        std::fs::write(path, bytes).expect("writes");
+    }
+    assert!(has(&reader, 7, 0) && has(&reader, 7, 1));
+}
+
+/// How many files below the directory are open here that have no name any more.
+fn held_removed(directory: &Path) -> usize {
+    let files = std::fs::read_dir("/proc/self/fd").expect("lists").flatten();
+    let targets = files.filter_map(|file| std::fs::read_link(file.path()).ok());
+    targets.filter(|path| path.starts_with(directory) && path.to_string_lossy().ends_with(" (deleted)")).count()
+}
+
+#[test]
+fn what_the_writer_removes_takes_no_room_for_long_also_when_it_was_handed_out() {
+    let home = tempfile::tempdir().expect("a directory");
+    let home = home.path().canonicalize().expect("resolves");
+    let (writer, reader) = (shared(&home, ROOMY), shared(&home, ROOMY));
+    for slot in 0..slots(3) {
+        put(&writer, 3, slot);
+    }
+    assert!(has(&reader, 3, 0));
+    let handed_out = writer.whole_file(&place(3, 0).file).expect("it is whole");
+    // Of such a file nothing is emptied: it goes with its last handle.
+    stored::remove(&home.join("files"), &Name::of(&place(3, 0).file)).expect("removed");
+    drop((handed_out, writer));
+    until("the reader let it go", || held_removed(&home) == 0);
+}
+
+#[test]
+fn a_directory_that_is_removed_is_nobodys_until_a_mount_makes_it_anew() {
+    let home = tempfile::tempdir().expect("a directory");
+    let place_of = home.path().canonicalize().expect("resolves").join("cache");
+    let clones = [shared(&place_of, ROOMY), shared(&place_of, ROOMY)];
+    put(&clones[0], 3, 0);
+    std::fs::remove_dir_all(&place_of).expect("removes");
+    until("nobody writes", || clones.iter().all(|clone| !clone.is_writer()));
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(!place_of.exists() && clones.iter().all(|clone| !clone.is_writer() && clone.get(&place(3, 0)).is_none()));
+    let mount = open(&place_of, ROOMY, "b");
+    mount.put(&place(4, 0), &block(4, 0));
+    for clone in &clones {
+        until("it reads what the mount has put", || has(clone, 4, 0));
+    }
+    drop(mount);
+    until("one writes", || clones.iter().any(SharedCache::is_writer));
+    assert_eq!(clones.iter().filter(|clone| clone.is_writer()).count(), 1);
 }
 
 #[test]

@@ -99,7 +99,7 @@ impl Stored {
 
     /// One that is another process's: it can be read, and whatever would write fails.
     pub(super) fn open_to_read(folder: &Path, name: &Name) -> io::Result<Self> {
-        Self::open_with(&to_read(), folder, name, 0)
+        Self::open_with(&to_read(), folder, name, u64::MAX)
     }
 
     fn open_with(options: &std::fs::OpenOptions, folder: &Path, name: &Name, limit_bytes: u64) -> io::Result<Self> {
@@ -361,17 +361,12 @@ fn write_zeros(file: &File, mut at: u64, mut length: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// The records of a map that is not open.
-pub(super) fn visit_map(folder: &Path, name: &Name, found: &mut dyn FnMut(u64, Record)) -> io::Result<()> {
+/// The records of a map that is not open, until `found` has enough.
+pub(super) fn visit_map(folder: &Path, name: &Name, found: &mut dyn FnMut(u64, Record) -> bool) -> io::Result<()> {
     let map = File::options().read(true).custom_flags(libc::O_NOFOLLOW).open(path(folder, name, MAP))?;
     let key = read_key(&map, name)?;
     let slots = map::slots(&key).ok_or(io::ErrorKind::InvalidData)?;
-    read_records(&map, name, 0, slots, &mut |slot, record| {
-        if let Some(record) = record {
-            found(slot, record);
-        }
-        true
-    })
+    read_records(&map, name, 0, slots, &mut |slot, record| record.is_none_or(|record| found(slot, record)))
 }
 
 /// Removes a cached file: its map first, so that nothing says any more that its bytes are there.

@@ -371,8 +371,7 @@ impl Walk<'_> {
 
     /// What a restore by links has left as a link is the file that it leads to.
     fn link(&mut self, path: TreePath, target: Vec<u8>, meta: &Metadata) -> Result<(), Stop> {
-        let served = self.options.served.clone();
-        let Some(found) = ServedFile::of_link(&served, Path::new(OsStr::from_bytes(&target))) else {
+        let Some(found) = ServedFile::of_link(&self.options.served, Path::new(OsStr::from_bytes(&target))) else {
             self.push(path, FileKind::Link, meta, CapturedContent::LinkTarget(target));
             return Ok(());
         };

@@ -61,10 +61,16 @@ impl RedisDriver {
         let manifest_name = format!("{}.manifest", prepared.append_name);
         for _ in 0..ATTEMPTS {
             let fields = self.wait_until_flushed(until).await?;
-            let opened = if multi_part {
-                open_parts(&place, &manifest_name, &self.options.served)
-            } else {
-                open_single(&place, &prepared.append_name, &self.options.served).map(Some)
+            // What links of a restore lead to is another process's: it may not answer.
+            let (from, served) = (place.clone(), self.options.served.clone());
+            let name = if multi_part { manifest_name.clone() } else { prepared.append_name.clone() };
+            let opening = tokio::task::spawn_blocking(move || match multi_part {
+                true => open_parts(&from, &name, &served),
+                false => open_single(&from, &name, &served).map(Some),
+            });
+            let opened = match tokio::time::timeout_at(until, opening).await {
+                Ok(opened) => opened.map_err(|error| self.broken(error.to_string()))?,
+                Err(_) => return Err(self.void("its append-only files could not be opened inside the pause; look at their disk")),
             };
             let Some(files) = opened.map_err(|error| self.file_error(&place, &error))? else { continue };
             let bytes: u64 = files.iter().map(|file| file.length_bytes).sum();

@@ -62,6 +62,7 @@ impl RedisControl {
             is_loading: fields.flag("loading") || fields.flag("async_loading"),
             in_cluster: fields.flag("cluster_enabled"),
             link_is_up: fields.get("master_link_status") == Some("up") && !fields.flag("master_sync_in_progress"),
+            replication_id: fields.get("master_replid").unwrap_or_default().to_owned(),
             replicas: fields.number("connected_slaves").unwrap_or(0),
             keys: keys(&fields),
             changes: fields.number("rdb_changes_since_last_save").unwrap_or(0),
@@ -82,7 +83,9 @@ impl RedisControl {
             }
         }
         facts.directory = control.setting("dir").await?.map(Into::into);
-        facts.is_watched = facts.replicas > 0 && !facts.in_cluster && is_watched(&mut control).await?;
+        if !facts.in_cluster {
+            facts.is_watched = is_watched(&mut control).await?;
+        }
         if facts.in_cluster {
             let nodes = control.text(&["CLUSTER", "NODES"]).await?;
             if let Some(myself) = cluster_nodes(&nodes).into_iter().find(|node| node.is("myself")) {
@@ -100,14 +103,17 @@ impl RedisControl {
     }
 }
 
-/// Every Sentinel listens on this channel of the servers that it watches. Who may not ask is told what to permit.
-async fn is_watched(control: &mut Control) -> Result<bool, DriverError> {
-    let answer = control.ask(&["PUBSUB", "NUMSUB", "__sentinel__:hello"]).await?;
+/// Every Sentinel listens on this channel of the servers that it watches. `None` where it may not be asked.
+async fn is_watched(control: &mut Control) -> Result<Option<bool>, DriverError> {
+    let answer = match control.ask(&["PUBSUB", "NUMSUB", "__sentinel__:hello"]).await {
+        Err(DriverError::Denied { .. } | DriverError::Refused { .. }) => return Ok(None),
+        answer => answer?,
+    };
     let count = |value: &Value| text(value).parse::<u64>().is_ok_and(|listeners| listeners > 0);
     Ok(match answer {
-        Value::Array(pair) => pair.get(1).is_some_and(count),
-        Value::Map(pairs) => pairs.first().is_some_and(|(_, value)| count(value)),
-        _ => false,
+        Value::Array(pair) => pair.get(1).map(count),
+        Value::Map(pairs) => pairs.first().map(|(_, value)| count(value)),
+        _ => None,
     })
 }
 
