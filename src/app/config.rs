@@ -130,8 +130,10 @@ pub struct CacheConfig {
 pub struct ClusterConfig {
     /// `redis` or `files`.
     pub store: Option<String>,
-    /// Any node of a Redis Cluster.
+    /// Any node of a Redis Cluster, or a Sentinel.
     pub discover: Option<String>,
+    /// Which of the masters that Sentinel watches; empty: all.
+    pub masters: Vec<String>,
     /// `replication` (default), `save` or `aof`.
     pub capture: Option<String>,
     /// Longest write pause.

@@ -104,7 +104,7 @@ pub enum Verb {
 /// `setup`
 #[derive(Debug, Args)]
 pub struct SetupArgs {
-    /// Any node: host:port, redis://… or rediss://…
+    /// Any node, or a Sentinel: host:port, redis://… or rediss://…
     pub address: String,
     /// Name of the cluster
     #[arg(long, default_value = "main")]

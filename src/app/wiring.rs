@@ -236,14 +236,14 @@ impl Session {
             if source.redis.is_empty() { config.discover.iter().collect() } else { source.redis.iter().collect() };
         for address in seeds {
             let seed = options(&NodeName::new(plain_name(address))?, address, &NodeConfig::default())?;
-            for found in discover(&seed).await? {
+            for found in discover(&seed, &config.masters).await? {
                 if nodes.iter().any(|node| node.redis.as_ref().is_some_and(|redis| redis.url == found.url)) {
                     continue;
                 }
                 // The configuration may name a discovered node, and say where its files are.
-                let named = config.nodes.iter().find(|(name, node)| {
-                    **name == found.node || node.address.as_deref().is_some_and(|address| redis_url(address) == found.url)
-                });
+                let is_there = |node: &NodeConfig| node.address.as_deref().is_some_and(|address| redis_url(address) == found.url);
+                let named =
+                    config.nodes.get_key_value(&found.node).or_else(|| config.nodes.iter().find(|(_, node)| is_there(node)));
                 let (name, node) = named
                     .map_or_else(|| (found.node.clone(), NodeConfig::default()), |(name, node)| (name.clone(), node.clone()));
                 let redis = options(&name, &found.url, &node)?;
@@ -389,7 +389,7 @@ fn redis_options(
 }
 
 /// `host:port` as a URL; URLs stay what they are.
-fn redis_url(address: &str) -> String {
+pub fn redis_url(address: &str) -> String {
     let address = address.trim_end_matches('/');
     if address.contains("://") { address.to_owned() } else { format!("redis://{address}") }
 }

@@ -19,6 +19,7 @@ mod restore_kill;
 mod restore_owner;
 mod ring;
 mod semantics;
+mod sentinel;
 mod support;
 mod user_mount;
 mod warm;

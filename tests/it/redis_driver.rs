@@ -254,7 +254,7 @@ async fn a_replica_is_refused_and_its_master_named() {
         replica.wait_for("link", |server| server.info("master_link_status") == "up");
         let error = refusal(replica.options()).await.to_string();
         assert!(error.contains("not a master") && error.contains(&master.port.to_string()), "{error}");
-        assert!(discover(&replica.options()).await.is_err());
+        assert!(discover(&replica.options(), &[]).await.is_err());
         // With a replica attached, its pings advance the offset.
         cut(&mut driver(master.options())).await;
     }
@@ -280,7 +280,7 @@ async fn a_loading_server_is_refused_after_the_patience() {
 async fn a_cluster_is_discovered_and_refused_while_slots_migrate() {
     for binary in both() {
         let servers = cluster(&binary, 3, &[]);
-        let found = discover(&servers[1].options()).await.expect("discovered");
+        let found = discover(&servers[1].options(), &[]).await.expect("discovered");
         let mut ports: Vec<u16> = servers.iter().map(|server| server.port).collect();
         ports.sort_unstable();
         let mut found_ports: Vec<u16> = found

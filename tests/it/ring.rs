@@ -1,15 +1,10 @@
-//! A whole Redis Cluster with replicas on this host, and a master under Sentinel: restored, undone, rolled back, and nobody
-//! fails over.
+//! A whole Redis Cluster with replicas on this host: restored, undone, rolled back, and nobody fails over.
 
-use std::net::TcpListener;
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
-
-use tempfile::TempDir;
 
 use crate::support::command::{Workplace, succeeded, tintype};
 use crate::support::mount::wait_for;
-use crate::support::redis::{PATIENCE, redis_70};
+use crate::support::redis::PATIENCE;
 use crate::support::store::Store;
 
 const SETTINGS: &str = "cluster-enabled yes\ncluster-node-timeout 2000\nsave \"\"\nrepl-diskless-sync-delay 0\nenable-debug-command local\nrepl-ping-replica-period 1";
@@ -26,7 +21,8 @@ fn bus(store: &Store) -> u16 {
     if store.port > 32768 { store.port - 10000 } else { store.port + 10000 }
 }
 
-fn ask(store: &Store, words: &[&str]) -> String {
+/// The text that a server answers; empty when it does not, or with something else.
+pub fn ask(store: &Store, words: &[&str]) -> String {
     let value: Option<redis::Value> = store.try_connection().and_then(|mut connection| {
         let mut command = redis::cmd(words[0]);
         words[1..].iter().for_each(|word| {
@@ -131,7 +127,8 @@ impl Ring {
     }
 }
 
-const RESTORE: [&str; 5] = ["restore", "prod/latest", "--yes", "--confirm", "prod"];
+/// The whole cluster, without a question.
+pub const RESTORE: [&str; 5] = ["restore", "prod/latest", "--yes", "--confirm", "prod"];
 
 #[test]
 fn a_ring_with_replicas_is_restored_undone_and_rolled_back_and_nobody_fails_over() {
@@ -191,109 +188,6 @@ fn a_ring_with_replicas_is_restored_undone_and_rolled_back_and_nobody_fails_over
         String::from_utf8_lossy(&refused.stdout).contains("node-1-copy: it is no replica of node-1 now")
     });
     assert_eq!(ring.digests(), live);
-}
-
-/// A Sentinel that fails over after three seconds, on its own. It ends with this.
-struct Sentinel {
-    process: Child,
-    place: TempDir,
-    port: u16,
-}
-
-impl Sentinel {
-    fn of(master: &Store) -> Self {
-        let place = tempfile::Builder::new().prefix("tintype-sentinel-").tempdir().expect("a directory");
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port();
-        let settings = format!(
-            "port {port}\nbind 127.0.0.1\ndir {0}\nlogfile {0}/log\nsentinel monitor prod 127.0.0.1 {1} 1\n\
-             sentinel down-after-milliseconds prod 3000\nsentinel failover-timeout prod 6000\n",
-            place.path().display(),
-            master.port
-        );
-        let file = place.path().join("sentinel.conf");
-        std::fs::write(&file, settings).expect("writes");
-        let process = Command::new(redis_70()).arg(file).arg("--sentinel").stdout(Stdio::null()).spawn().expect("starts");
-        Self { process, place, port }
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.place.path().join("log")).unwrap_or_default()
-    }
-
-    /// Port of the master and count of the replicas, as it knows them; nothing while it takes the master to be away.
-    fn sees(&self) -> Option<(String, usize)> {
-        let client = redis::Client::open(format!("redis://127.0.0.1:{}", self.port)).ok()?;
-        let mut connection = client.get_connection_with_timeout(Duration::from_secs(2)).ok()?;
-        let ask = |what: &str| {
-            let mut command = redis::cmd("SENTINEL");
-            command.arg(what).arg("prod");
-            command
-        };
-        let address: Vec<String> = ask("get-master-addr-by-name").query(&mut connection).ok()?;
-        let replicas: Vec<redis::Value> = ask("replicas").query(&mut connection).ok()?;
-        let master: std::collections::HashMap<String, String> = ask("master").query(&mut connection).ok()?;
-        // It has noticed that the master is there again.
-        let is_up = master.get("flags").is_some_and(|flags| flags == "master");
-        is_up.then_some((address.get(1)?.clone(), replicas.len()))
-    }
-}
-
-impl Drop for Sentinel {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-#[test]
-fn a_master_that_sentinel_watches_is_restored_with_its_replicas_and_stays_the_master() {
-    let settings = "save \"\"\nrepl-diskless-sync-delay 0\nenable-debug-command local\nrepl-ping-replica-period 1";
-    let master = Store::new(settings);
-    let replica = Store::new(&format!("{settings}\nreplicaof 127.0.0.1 {}", master.port));
-    master.start();
-    replica.start();
-    let work = Workplace::new();
-    // Away for longer than Sentinel waits.
-    let start = master.root.path().join("start");
-    let slowly = std::fs::read_to_string(&start).expect("reads").replace("#!/bin/sh\n", "#!/bin/sh\nsleep 6\n");
-    std::fs::write(&start, slowly).expect("writes");
-    let copy = format!(
-        "[clusters.prod.nodes.node-1-copy]\naddress = \"redis://127.0.0.1:{}\"\ndata_directory = {:?}\nstop = {:?}\nstart = {:?}\nreplica_of = \"node-1\"\n",
-        replica.port,
-        replica.data,
-        replica.site().stop,
-        replica.site().start
-    );
-    work.configure(&format!("{}{copy}", master.table()));
-    let sentinel = Sentinel::of(&master);
-    let is_well = || {
-        let digest = ask(&master, &["DEBUG", "DIGEST"]);
-        sentinel.sees() == Some((master.port.to_string(), 1))
-            && ask(&replica, &["INFO", "replication"]).contains("master_link_status:up")
-            && !digest.is_empty()
-            && digest == ask(&replica, &["DEBUG", "DIGEST"])
-    };
-    wait_for("Sentinel knows both", PATIENCE, is_well);
-    master.command(&["SET", "which", "stored"]);
-    work.succeed(&["init"]);
-    work.succeed(&["snapshot", "prod"]);
-    master.command(&["SET", "which", "live"]);
-
-    work.configure(&master.table());
-    let refused = work.run(&RESTORE);
-    let said = String::from_utf8_lossy(&refused.stdout).into_owned();
-    assert!(refused.status.code() == Some(1) && said.contains("Sentinel makes another one the master"), "{said}");
-    assert_eq!(master.get("which").as_deref(), Some("live"));
-
-    work.configure(&format!("{}{copy}", master.table()));
-    for (command, value, times) in [(&RESTORE[..], "stored", 1), (&["rollback", "prod", "--yes"], "live", 2)] {
-        work.succeed(command);
-        wait_for("all is well again", PATIENCE, is_well);
-        assert_eq!((master.get("which").as_deref(), replica.get("which").as_deref()), (Some(value), Some(value)));
-        let log = sentinel.log();
-        assert!(log.matches("+sdown master prod").count() >= times && !log.contains("+switch-master"), "{log}");
-    }
-    work.succeed(&["settle", "prod", "--yes"]);
 }
 
 #[test]

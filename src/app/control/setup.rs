@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::super::control_args::{SetupArgs, SourceArgs};
 use super::super::failure::{Exit, Failure};
-use super::super::wiring::Session;
+use super::super::wiring::{ClusterNode, Session, redis_url};
 use crate::model::names::ClusterName;
 
 /// Finds the nodes, asks for the rest, writes the file.
@@ -36,9 +36,11 @@ pub async fn run(session: &Session, args: SetupArgs) -> Result<Exit, Failure> {
         text.push_str(&format!("password_file = {}\n", quoted(&password_file)));
     }
     text.push_str(&format!("\n[clusters.{cluster}]\nstore = \"redis\"\n"));
-    let is_cluster = nodes.len() > 1;
-    if is_cluster {
-        text.push_str(&format!("discover = {}\n", quoted(nodes[0].redis.as_ref().map_or("", |redis| redis.url.as_str()))));
+    // Whoever was asked told of others: it is asked at every snapshot.
+    let asked = redis_url(&args.address);
+    let is_it = |node: &ClusterNode| node.redis.as_ref().is_some_and(|redis| redis.url == asked);
+    if nodes.len() > 1 || !nodes.iter().all(is_it) {
+        text.push_str(&format!("discover = {}\n", quoted(&asked)));
     }
     for node in &nodes {
         let address = node.redis.as_ref().map_or("", |redis| redis.url.as_str());
