@@ -113,11 +113,11 @@ fn a_master_is_found_through_sentinel_also_after_a_failover_and_not_while_it_is_
     assert_eq!(stored(&work, "one", "which").as_deref(), Some("first"));
 
     // The other server is the master now: it is the same cluster, and the same node.
-    redis::cmd("SENTINEL")
-        .arg("FAILOVER")
-        .arg("prod")
-        .query::<()>(&mut sentinel.connection().expect("connects"))
-        .expect("begins");
+    // It knows no good replica before it has asked it for itself.
+    wait_for("the beginning of a failover", PATIENCE, || {
+        let fail_over = |mut connection| redis::cmd("SENTINEL").arg("FAILOVER").arg("prod").query::<()>(&mut connection).is_ok();
+        sentinel.connection().is_some_and(fail_over)
+    });
     wait_for("the failover", PATIENCE, || sentinel.sees() == Some((second.port.to_string(), 1)));
     wait_for("a replica", PATIENCE, || ask(&first, &["INFO", "replication"]).contains("master_link_status:up"));
     second.command(&["SET", "which", "second"]);
