@@ -128,7 +128,7 @@ pub struct InitArgs {
 /// Where a cluster is, for clusters without configuration.
 #[derive(Debug, Clone, Default, Args)]
 pub struct SourceArgs {
-    /// A Redis master, or any node of a Redis Cluster: host:port or URL; may be repeated
+    /// A Redis master, any node of a Redis Cluster, or a Sentinel: host:port or URL; may be repeated
     #[arg(long, value_name = "ADDRESS")]
     pub redis: Vec<String>,
     /// ACL user for --redis
