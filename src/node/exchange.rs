@@ -58,13 +58,8 @@ pub(super) fn exchange(fresh: &FreshDirectory, made: &TreePath, link: &TreePath,
             Ok(()) if leads(made_name) => is_replaced = true,
             // The store was quicker by less than a microsecond: what it has put there goes back.
             Ok(()) => {
-                rustix::fs::renameat_with(&parent, made_name, &parent, name, RenameFlags::EXCHANGE)
-                    .map_err(RestoreError::file("give back", &shown))?;
-                if inode_of(&parent, made_name) != Some(ours) {
-                    // And once more: what it put there last is the newest.
-                    rustix::fs::renameat(&parent, made_name, &parent, name).map_err(RestoreError::file("give back", &shown))?;
-                    return sync(parent, &shown).map(|()| false);
-                }
+                give_back(&parent, made_name, name, ours).map_err(RestoreError::file("give back", &shown))?;
+                return sync(parent, &shown).map(|()| false);
             }
             Err(Errno::NOENT) => {}
             Err(Errno::INVAL | Errno::NOSYS) => {
@@ -77,6 +72,16 @@ pub(super) fn exchange(fresh: &FreshDirectory, made: &TreePath, link: &TreePath,
     rustix::fs::unlinkat(&parent, made_name, AtFlags::empty()).map_err(RestoreError::file("remove", &shown))?;
     sync(parent, &shown)?;
     Ok(is_replaced)
+}
+
+/// What the store has put there, and stands under the hidden name now, for ours.
+fn give_back(parent: &OwnedFd, hidden: &OsStr, name: &OsStr, ours: u64) -> rustix::io::Result<()> {
+    rustix::fs::renameat_with(parent, hidden, parent, name, RenameFlags::EXCHANGE)?;
+    if inode_of(parent, hidden) == Some(ours) {
+        return rustix::fs::unlinkat(parent, hidden, AtFlags::empty());
+    }
+    // It was quicker once more: what it put there last is the newest.
+    rustix::fs::renameat(parent, hidden, parent, name)
 }
 
 /// Puts right what a run has left that died in an exchange; everything else is left as it is.
@@ -94,13 +99,7 @@ pub(super) fn finish(fresh: &FreshDirectory, left: &TreePath) -> Result<(), Rest
         }
         // The store's own came out, and ours still stands in its place.
         Some(_) if !is_link(&parent, left_name) && inode_of(&parent, name) == Some(ours) => {
-            rustix::fs::renameat_with(&parent, left_name, &parent, name, RenameFlags::EXCHANGE)
-                .map_err(RestoreError::file("give back", &shown))?;
-            if inode_of(&parent, left_name) == Some(ours) {
-                rustix::fs::unlinkat(&parent, left_name, AtFlags::empty()).map_err(RestoreError::file("remove", &shown))?;
-            } else {
-                rustix::fs::renameat(&parent, left_name, &parent, name).map_err(RestoreError::file("give back", &shown))?;
-            }
+            give_back(&parent, left_name, name, ours).map_err(RestoreError::file("give back", &shown))?;
         }
         // The link came out, or the store has put something newer there since.
         Some(_) => rustix::fs::unlinkat(&parent, left_name, AtFlags::empty()).map_err(RestoreError::file("remove", &shown))?,

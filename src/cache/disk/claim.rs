@@ -27,7 +27,7 @@ const LOST_AND_FOUND: &str = "lost+found";
 #[derive(Debug, thiserror::Error)]
 pub enum DiskCacheError {
     /// Another process has it.
-    #[error("{}: is the cache of {}, and a cache is one daemon's", directory.display(), process_text(*process))]
+    #[error("{}: is the cache of {}, and one process writes in a cache", directory.display(), process_text(*process))]
     InUse {
         /// As given.
         directory: PathBuf,
@@ -288,10 +288,8 @@ pub fn inspect(directory: &Path) -> Result<Option<Inspection>, DiskCacheError> {
             }
         }
     }
-    let process = File::open(directory.join(LOCK)).ok().and_then(|lock| match lock.try_lock_shared() {
-        Err(TryLockError::WouldBlock) => holder(&lock).map(|holder| holder.process),
-        _ => None,
-    });
+    let lock = File::open(directory.join(LOCK)).ok().filter(|_| seen_lock(directory) == Seen::Taken);
+    let process = lock.and_then(|lock| holder(&lock)).map(|holder| holder.process);
     Ok(Some(Inspection { used_bytes, files: entries, process, free_bytes }))
 }
 
