@@ -1,8 +1,9 @@
-//! The ground floor: time, pace, retry, buffers, locks, the host's accounts, and sharing of work that is already under way.
+//! The ground floor: time, pace, retry, buffers, large writes, locks, the host's accounts, and sharing of work that is already under way.
 
 pub mod accounts;
 pub mod buffers;
 pub mod clock;
+pub mod direct;
 pub mod file_lock;
 pub mod pace;
 pub mod retry;

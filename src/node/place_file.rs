@@ -5,8 +5,11 @@
 //! restore has begun it, and in the file of the same name that it is to replace, up to the first block that differs (files
 //! that only grow or never change share a beginning, others share nothing).
 //!
+//! Large files are written past the page cache: what a restore writes may be more than the memory, and the stores of this
+//! host run on meanwhile, on what they have there.
+//!
 //! **Invariants.** Every byte that is kept or written was verified by the source. At most [`RUNS`] runs of [`RUN_BYTES`]
-//! are in memory, once sealed and once plain: 32 MiB.
+//! are in memory, once sealed, once plain and once on their way to the disk: 48 MiB.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -14,12 +17,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::fresh_directory::FreshDirectory;
 use super::restore_error::{RestoreError, blocking};
+use crate::base::buffers::BufferPool;
+use crate::base::direct::DirectFile;
 use crate::base::{Accounts, Pace};
 use crate::model::extent::{Extent, Segment};
 use crate::model::manifest::{FileContent, TreeEntry};
@@ -51,6 +56,7 @@ pub(super) struct Placing {
     pub fresh: Arc<FreshDirectory>,
     pub progress: Arc<PlaceProgress>,
     runs: Arc<Semaphore>,
+    buffers: Arc<BufferPool<BytesMut>>,
     pace: Option<Pace>,
     accounts: Accounts,
 }
@@ -72,7 +78,16 @@ impl Placing {
         progress: Arc<PlaceProgress>,
         pace: Option<Pace>,
     ) -> Self {
-        Self { source, tree, fresh, progress, runs: Arc::new(Semaphore::new(RUNS)), pace, accounts: Accounts::of_host() }
+        Self {
+            source,
+            tree,
+            fresh,
+            progress,
+            runs: Arc::new(Semaphore::new(RUNS)),
+            buffers: Arc::new(BufferPool::new(RUNS)),
+            pace,
+            accounts: Accounts::of_host(),
+        }
     }
 
     /// By name where this host has it: its numbers may be others.
@@ -124,6 +139,7 @@ impl Placing {
             file.set_len(content.size_bytes).map_err(RestoreError::file("cut", &shown))?;
         }
         reserve(file, content.size_bytes).map_err(RestoreError::file("reserve space for", &shown))?;
+        let file = Arc::new(DirectFile::new(file, content.size_bytes, &self.buffers));
         let mut writing: JoinSet<Result<(), RestoreError>> = JoinSet::new();
         let mut at = 0;
         while at < content.size_bytes {
@@ -137,26 +153,26 @@ impl Placing {
             for segment in run.segments() {
                 match segment {
                     Segment::Literal(bytes) => {
-                        file.write_all_at(bytes, at).map_err(RestoreError::file("write", &shown))?;
+                        file.file().write_all_at(bytes, at).map_err(RestoreError::file("write", &shown))?;
                         self.progress.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                     }
                     Segment::Block(extent) => blocks.push((at, extent.clone())),
                 }
                 at += segment.plain_bytes();
             }
-            (blocks, local) = self.keep(blocks, local, file, &shown).await?;
+            (blocks, local) = self.keep(blocks, local, &file, &shown).await?;
             let mut batch: Vec<(u64, Extent)> = Vec::new();
             let mut batch_bytes = 0;
             for (offset, extent) in blocks {
                 if batch_bytes + u64::from(extent.plain_bytes) > RUN_BYTES && !batch.is_empty() {
-                    self.begin(&mut writing, std::mem::take(&mut batch), file, &shown).await?;
+                    self.begin(&mut writing, std::mem::take(&mut batch), &file, &shown).await?;
                     batch_bytes = 0;
                 }
                 batch_bytes += u64::from(extent.plain_bytes);
                 batch.push((offset, extent));
             }
             if !batch.is_empty() {
-                self.begin(&mut writing, batch, file, &shown).await?;
+                self.begin(&mut writing, batch, &file, &shown).await?;
             }
         }
         while let Some(done) = writing.join_next().await {
@@ -170,7 +186,7 @@ impl Placing {
         self: &Arc<Self>,
         blocks: Vec<(u64, Extent)>,
         local: Local,
-        file: &Arc<File>,
+        file: &Arc<DirectFile>,
         shown: &Path,
     ) -> Result<(Vec<(u64, Extent)>, Local), RestoreError> {
         if !local.is_begun && local.old.is_none() {
@@ -184,10 +200,10 @@ impl Placing {
                 let mut has = |from: &File| {
                     from.read_exact_at(&mut buffer, offset).is_ok() && placing.source.is_block(&placing.tree, &extent, &buffer)
                 };
-                let is_there = local.is_begun && has(&file);
+                let is_there = local.is_begun && has(file.file());
                 let is_old = !is_there && local.old.as_ref().is_some_and(has);
                 if is_old {
-                    file.write_all_at(&buffer, offset).map_err(RestoreError::file("write", &shown))?;
+                    file.file().write_all_at(&buffer, offset).map_err(RestoreError::file("write", &shown))?;
                 } else if !is_there {
                     local.old = None;
                     missing.push((offset, extent));
@@ -206,7 +222,7 @@ impl Placing {
         self: &Arc<Self>,
         writing: &mut JoinSet<Result<(), RestoreError>>,
         batch: Vec<(u64, Extent)>,
-        file: &Arc<File>,
+        file: &Arc<DirectFile>,
         shown: &Path,
     ) -> Result<(), RestoreError> {
         // Those that are done are looked at first: an error ends the file soon, and the set stays small.
@@ -240,14 +256,14 @@ fn joined(done: Result<Result<(), RestoreError>, tokio::task::JoinError>) -> Res
     done.map_err(|error| RestoreError::refused("restore", error.to_string()))?
 }
 
-fn write(file: &File, offsets: &[u64], blocks: &[Bytes]) -> std::io::Result<()> {
-    for (offset, block) in offsets.iter().zip(blocks) {
-        file.write_all_at(block, *offset)?;
-    }
-    if let (Some(first), Some((last, block))) = (offsets.first(), offsets.last().zip(blocks.last())) {
-        // Makes the kernel begin to write now, so that the final fsync finds little to do; it is only advice.
-        let length = std::num::NonZeroU64::new(last + block.len() as u64 - first);
-        let _ = rustix::fs::fadvise(file, *first, length, rustix::fs::Advice::DontNeed);
+/// Writes blocks that lie in this order, neighbours together.
+fn write(file: &DirectFile, offsets: &[u64], blocks: &[Bytes]) -> std::io::Result<()> {
+    let mut from = 0;
+    for at in 1..=blocks.len() {
+        if offsets.get(at) != Some(&(offsets[at - 1] + blocks[at - 1].len() as u64)) {
+            file.write_all_at(&blocks[from..at], offsets[from])?;
+            from = at;
+        }
     }
     Ok(())
 }

@@ -21,8 +21,8 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::direct;
 use crate::base::buffers::{Loan, fill_from};
+use crate::base::direct;
 use crate::base::file_lock::{Hold, lock_file};
 
 /// What is known of an entry without reading it.

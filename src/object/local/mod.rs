@@ -24,7 +24,6 @@ use super::{ObjectEntry, ObjectError, ObjectPage, ObjectStore, ObjectVersion, Pu
 use disk::{Disk, EntryKind, FileStatus, HostDisk};
 use listing::Listing;
 
-mod direct;
 mod disk;
 mod errors;
 mod listing;
