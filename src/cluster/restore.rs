@@ -236,6 +236,7 @@ mod tests {
             target_cluster: "prod".to_owned(),
             nodes: vec![node("a", Content::Restored), node("b", Content::Restored), node("c", Content::Emptied)],
             placing_seconds: None,
+            away_seconds: None,
             warnings: Vec::new(),
             refusals: Vec::new(),
         };

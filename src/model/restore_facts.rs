@@ -252,6 +252,15 @@ impl ServerFacts {
     }
 }
 
+/// How fast restores on a host were, in bytes a second; `None` before the first that was long enough to tell.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoreSpeeds {
+    /// Bytes that were fetched, while they were placed.
+    pub placing: Option<u64>,
+    /// Bytes of the largest node, from the first stop until all had loaded and were checked.
+    pub away: Option<u64>,
+}
+
 /// What is asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestoreRequest {
@@ -261,8 +270,8 @@ pub struct RestoreRequest {
     pub nodes: Vec<NodeName>,
     /// How the files come to the targets.
     pub method: Method,
-    /// How fast the last restore on this host was placed; `None` before the first.
-    pub bytes_per_second: Option<u64>,
+    /// How fast the last restores on this host were.
+    pub speeds: RestoreSpeeds,
     /// Stored node to target node, where the names do not tell.
     pub map: Vec<(NodeName, NodeName)>,
     /// What runs need not be saved into the directory that is set aside.

@@ -44,6 +44,9 @@ pub struct RestorePlan {
     /// How long placing takes, at the speed of the last restore on this host; stores run on meanwhile.
     #[serde(default)]
     pub placing_seconds: Option<u64>,
+    /// How long the stores are away after that: stopped, started, loading.
+    #[serde(default)]
+    pub away_seconds: Option<u64>,
     /// Worth knowing; nothing is in the way.
     pub warnings: Vec<String>,
     /// What is in the way; empty for a plan that can be carried out.
@@ -260,9 +263,12 @@ impl RestorePlan {
         nodes.sort_by(|a: &NodePlan, b| (a.content, &a.target).cmp(&(b.content, &b.target)));
         check_shared_space(&nodes, &targets, &mut refusals);
         let bytes: u64 = nodes.iter().map(|node| node.bytes.saturating_sub(node.begun_bytes)).sum();
+        let seconds = |bytes: u64, speed: Option<u64>| speed.map(|speed| bytes.div_ceil(speed.max(1)));
+        let is_started = nodes.iter().any(|node| node.start);
         Self {
             id,
-            placing_seconds: request.bytes_per_second.map(|speed| bytes.div_ceil(speed.max(1))),
+            placing_seconds: seconds(bytes, request.speeds.placing),
+            away_seconds: seconds(largest_bytes(&nodes), request.speeds.away.filter(|_| is_started)),
             cluster: snapshot.cluster.clone(),
             date: snapshot.date,
             snapshot: snapshot.uuid,
@@ -274,10 +280,19 @@ impl RestorePlan {
         }
     }
 
+    /// What the largest node has to load: all load at the same time.
+    pub fn largest_bytes(&self) -> u64 {
+        largest_bytes(&self.nodes)
+    }
+
     /// Nothing is in the way.
     pub fn is_allowed(&self) -> bool {
         self.refusals.is_empty() && !self.nodes.is_empty()
     }
+}
+
+fn largest_bytes(nodes: &[NodePlan]) -> u64 {
+    nodes.iter().map(|node| node.bytes + node.linked_bytes).max().unwrap_or_default()
 }
 
 fn plan_node(

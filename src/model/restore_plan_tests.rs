@@ -4,6 +4,7 @@ use super::*;
 use crate::model::manifest::{
     CaptureProof, Consistency, CutKind, CutRecord, NodeDescription, NodeRecord, NodeStatus, NodeTotals, SnapshotStatus,
 };
+use crate::model::restore_facts::RestoreSpeeds;
 
 const CUT: i64 = 1_700_000_000_000_000;
 
@@ -220,13 +221,17 @@ fn links_need_a_guard_and_a_store_that_does_not_start_empty() {
 }
 
 #[test]
-fn how_long_placing_takes_follows_from_the_last_restore() {
+fn how_long_it_takes_follows_from_the_last_restore() {
     let mut snapshot = snapshot(&[("a", NodeStatus::Completed, vec![])]);
     snapshot.nodes[0].totals.total_bytes = 100 << 20;
-    let with = |bytes_per_second| plan_of(&snapshot, &[target("a")], &RestoreRequest { bytes_per_second, ..request() });
-    assert_eq!(with(None).placing_seconds, None);
+    let with = |placing| {
+        let speeds = RestoreSpeeds { placing, away: placing.map(|speed| 2 * speed) };
+        plan_of(&snapshot, &[target("a")], &RestoreRequest { speeds, ..request() })
+    };
+    assert_eq!((with(None).placing_seconds, with(None).away_seconds), (None, None));
     assert!(with(None).to_string().contains("not known before the first restore"));
-    assert_eq!(with(Some(1 << 20)).placing_seconds, Some(100));
+    assert_eq!((with(Some(1 << 20)).placing_seconds, with(Some(1 << 20)).away_seconds), (Some(100), Some(50)));
+    assert!(with(Some(1 << 20)).to_string().contains("away for about 50 s"));
     assert!(with(Some(1 << 20)).to_string().contains("placing takes about 100 s"));
     assert!(with(Some(10_000)).to_string().contains("2 h 54 min"));
 }

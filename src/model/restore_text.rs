@@ -115,6 +115,9 @@ impl fmt::Display for RestorePlan {
                 "  how long placing takes is not known before the first restore on this host; stores run on meanwhile"
             )?,
         }
+        if let Some(seconds) = self.away_seconds {
+            writeln!(f, "  then they are away for about {}: stopped, started, loading", human_seconds(seconds))?;
+        }
         if self.nodes.len() > 1 {
             let order: Vec<_> = self.nodes.iter().map(|node| node.target.as_str()).collect();
             writeln!(

@@ -18,6 +18,7 @@ pub mod restore;
 mod restoring;
 mod setup;
 mod snapshot;
+mod speeds;
 mod status;
 mod updatedb;
 mod verify;

@@ -1,9 +1,9 @@
 //! `tintype restore`, `rollback` and `settle`: plans shown, then carried out.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -16,6 +16,7 @@ use super::browse::open_node;
 use super::clones;
 use super::linking::{self, Hydration, LinkHost};
 use super::restore::{self, Change, NodeChange, RestoreTarget};
+use super::speeds::{self, StopWatch};
 use crate::agent::restore::RestoreStep;
 use crate::cluster::restore::RestoreOutcome;
 use crate::driver::NodeSite;
@@ -65,7 +66,7 @@ pub async fn restore(session: &Session, args: RestoreArgs) -> Result<Exit, Failu
         nodes: wanted,
         map: parse_map(&args.map)?,
         method: args.method.into(),
-        bytes_per_second: last_speed(session),
+        speeds: speeds::last(session),
         discard_current: args.discard_current,
         confirm: args.confirm.clone(),
     };
@@ -92,12 +93,9 @@ pub async fn restore(session: &Session, args: RestoreArgs) -> Result<Exit, Failu
     let bar = session.output.bar("placing");
     let steps_bar = bar.clone();
     let output = session.output;
-    let (began, was_placed) = (Instant::now(), Arc::new(OnceLock::new()));
-    let placed_after = was_placed.clone();
-    let on_step = move |step: RestoreStep| {
-        if step == RestoreStep::Stop {
-            let _first = placed_after.set(began.elapsed());
-        }
+    let watch = StopWatch::start();
+    let on_step = |step: RestoreStep| {
+        watch.note(step);
         steps_bar.set_prefix(format!("{step:?}").to_lowercase());
         if steps_bar.is_hidden() {
             output.note(&format!("{step:?}").to_lowercase());
@@ -119,9 +117,7 @@ pub async fn restore(session: &Session, args: RestoreArgs) -> Result<Exit, Failu
         }
     };
     bar.finish_and_clear();
-    if let Some(took) = was_placed.get() {
-        remember_speed(session, fetched(&progress), *took);
-    }
+    watch.remember(session, &plan, fetched(&progress));
     let mut text = String::new();
     for (node, restored) in &report.nodes {
         let keys = restored
@@ -171,25 +167,6 @@ fn placed(progress: &[Arc<PlaceProgress>]) -> u64 {
 
 fn fetched(progress: &[Arc<PlaceProgress>]) -> u64 {
     placed(progress) - progress.iter().map(|node| node.found_bytes.load(Ordering::Relaxed)).sum::<u64>()
-}
-
-/// Bytes a second of the last restore that was long enough to tell.
-const SPEED: &str = "restore-speed";
-/// Shorter ones say more of the machine's first steps than of its speed.
-const TELLING_BYTES: u64 = 64 << 20;
-
-fn last_speed(session: &Session) -> Option<u64> {
-    std::fs::read_to_string(session.state_directory().join(SPEED)).ok()?.trim().parse().ok()
-}
-
-fn remember_speed(session: &Session, bytes: u64, took: Duration) {
-    if bytes < TELLING_BYTES {
-        return;
-    }
-    let speed = (bytes as f64 / took.as_secs_f64().max(0.001)) as u64;
-    if let Err(error) = std::fs::write(session.state_directory().join(SPEED), speed.to_string()) {
-        tracing::debug!(%error, "the speed of this restore is not remembered");
-    }
 }
 
 /// `--directory`: one node's files, placed and nothing else.

@@ -598,7 +598,7 @@ fn a_unit_gets_a_drop_in_that_guards_it_for_as_long_as_there_are_links() {
 }
 
 #[test]
-fn a_plan_says_how_long_placing_takes_once_a_restore_has_shown_it() {
+fn a_plan_says_how_long_it_takes_once_a_restore_has_shown_it() {
     let guarded = Guarded::new("save \"\"");
     let (home, store) = (&guarded.home, &guarded.store);
     let mut connection = store.try_connection().expect("connects");
@@ -610,8 +610,9 @@ fn a_plan_says_how_long_placing_takes_once_a_restore_has_shown_it() {
     assert!(plan().done().text().contains("not known before the first restore"));
     home.run(&["restore", "prod/latest", "--confirm", "prod", "--yes"]).done();
     assert!(plan().done().text().contains("placing takes about"), "{}", plan().text());
+    assert!(plan().text().contains("then they are away for about"), "{}", plan().text());
     let value = home.run(&["--json", "restore", "prod/latest", "--confirm", "prod", "--dry-run"]).json();
-    assert!(value["plan"]["placing_seconds"].as_u64().is_some(), "{value}");
+    assert!(value["plan"]["placing_seconds"].as_u64().is_some() && value["plan"]["away_seconds"].as_u64().is_some(), "{value}");
     home.run(&["settle", "prod", "--yes"]).done();
 }
 
