@@ -189,6 +189,7 @@ impl From<SnapshotError> for Failure {
         let message = error.to_string();
         match error {
             SnapshotError::Repository(error) => error.into(),
+            SnapshotError::Superseded => Self::new("superseded", message).hint("nothing was published, and no store is paused by this run; see `tintype status` for the other one"),
             SnapshotError::Interrupted => Self::new("interrupted", "interrupted: nothing was published, and no store is paused").hint("what was stored is reused by the next attempt"),
             SnapshotError::Void(_) => Self::new("void", message).hint("nothing was published and all stores run; a void cut is not repeated by itself: run the command again when the cause is gone"),
             SnapshotError::Stranger { .. } => Self::new("stranger", message).hint("give this cluster a name of its own, or say --adopt if the name is to belong to it from now on"),

@@ -5,7 +5,8 @@
 //!
 //! **Invariants.** Nothing is published unless every node asked for was stored whole (or `partial` was agreed to). Whatever
 //! happens, every node is told to give back what it took. A void cut is not repeated by itself: the operator decides
-//! whether the pause may be felt again.
+//! whether the pause may be felt again. One coordinator at a time works on a cluster, where the object store can tell; one
+//! that has lost its lease gives up, and publishes nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,16 +17,15 @@ use tokio::sync::{mpsc, watch};
 use super::identity::stranger;
 use super::memory::lacks_memory;
 use super::orders::{Answer, Order, serve};
+use super::records::{death_record, publication, run_record};
 use crate::agent::{NodeError, NodeErrorKind, NodeService, UploadReceipt};
 use crate::base::Clock;
 use crate::model::cut::{Cut, CutEvent, CutRequest, CutTimes, CutVerdict};
 use crate::model::ids::SnapshotId;
-use crate::model::manifest::{
-    CaptureProof, ClusterManifest, Consistency, CutKind, CutRecord, NodeDescription, NodeRecord, NodeStatus, NodeTotals,
-};
+use crate::model::manifest::{CaptureProof, ClusterManifest, CutKind, NodeDescription, NodeStatus};
 use crate::model::names::{ClusterName, NodeName};
 use crate::model::time::Timestamp;
-use crate::repo::{ListedSnapshot, NodeOutcome, Publication, RepoError, Repository, RunRecord, RunStatus, SnapshotSource};
+use crate::repo::{LeaseGuard, ListedSnapshot, RepoError, Repository, RunRecord, SnapshotSource};
 
 /// Snapshots that are asked at most whether the cluster is the one it was: a partial one may not know the nodes of this run.
 const IDENTITY_DEPTH: usize = 8;
@@ -105,20 +105,23 @@ pub enum SnapshotError {
     /// The operator interrupted it.
     #[error("interrupted")]
     Interrupted,
+    /// The lease is lost: this process stood still, or was cut off from the object store, for longer than it lasts.
+    #[error("the lease of the cluster was lost: another coordinator may be at work")]
+    Superseded,
     /// The repository.
     #[error(transparent)]
     Repository(#[from] RepoError),
 }
 
 /// One node and what is known of it.
-struct Member {
-    name: NodeName,
+pub(super) struct Member {
+    pub name: NodeName,
     orders: mpsc::UnboundedSender<Order>,
-    description: NodeDescription,
-    proof: CaptureProof,
-    status: NodeStatus,
-    reason: Option<String>,
-    receipt: Option<UploadReceipt>,
+    pub description: NodeDescription,
+    pub proof: CaptureProof,
+    pub status: NodeStatus,
+    pub reason: Option<String>,
+    pub receipt: Option<UploadReceipt>,
 }
 
 /// The coordinator of one snapshot.
@@ -127,6 +130,8 @@ pub struct Coordinator {
     clock: Arc<dyn Clock>,
     options: SnapshotOptions,
     interrupted: watch::Receiver<bool>,
+    /// Somebody else has the lease.
+    superseded: watch::Receiver<bool>,
     on_phase: Box<dyn Fn(SnapshotPhase) + Send + Sync>,
     members: Vec<Member>,
     answers: mpsc::UnboundedReceiver<(usize, Answer)>,
@@ -172,16 +177,39 @@ impl Coordinator {
                 }
             })
             .collect();
-        Self { repository, clock, options, interrupted, on_phase, members, answers, tasks, lifeline: Some(lifeline) }
+        let (_, superseded) = watch::channel(false);
+        let lifeline = Some(lifeline);
+        Self { repository, clock, options, interrupted, superseded, on_phase, members, answers, tasks, lifeline }
     }
 
     /// Takes the snapshot. Whatever the outcome, the run is recorded and all nodes have given back what they took.
     pub async fn run(mut self) -> Result<PublishedSnapshot, SnapshotError> {
+        let lease = match self.repository.keeps_conditions() {
+            true => Some(self.repository.take_lease(&self.options.cluster, self.options.uuid, self.clock.clone()).await?),
+            false => None,
+        };
+        let outcome = self.run_with(lease.as_ref()).await;
+        if let Some(lease) = lease {
+            lease.release().await;
+        }
+        outcome
+    }
+
+    async fn run_with(&mut self, lease: Option<&LeaseGuard>) -> Result<PublishedSnapshot, SnapshotError> {
         let started_at = Timestamp(self.clock.wall_us());
         let newest = self.repository.newest(&self.options.cluster, IDENTITY_DEPTH).await?;
+        if let Some(lease) = lease {
+            tracing::info!(cluster = %self.options.cluster, epoch = lease.epoch(), "holds the lease");
+            self.superseded = lease.lost();
+            // Whoever asks for the snapshot of one that died is told so.
+            let died = lease.predecessor().filter(|died| !newest.iter().any(|listed| listed.uuid == died.uuid));
+            if let Some(died) = died {
+                self.record(&death_record(&self.options, died, started_at)).await;
+            }
+        }
         let parent = newest.first().map(|snapshot| snapshot.uuid);
         let guard = self.repository.announce(&self.options.cluster, self.options.uuid, parent, self.clock.clone()).await?;
-        let outcome = self.attempt(newest).await;
+        let outcome = self.attempt(newest, lease).await;
         // Closing their channels tells the nodes to give back; each does so within its own deadlines.
         self.lifeline = None;
         for member in &mut self.members {
@@ -193,12 +221,17 @@ impl Coordinator {
                 tracing::error!(%error, "a node's task ended badly");
             }
         }
-        self.record(started_at, &outcome).await;
+        let ended_at = Timestamp(self.clock.wall_us());
+        self.record(&run_record(&self.options, &self.members, (started_at, ended_at), &outcome)).await;
         guard.release().await;
         outcome
     }
 
-    async fn attempt(&mut self, newest: Vec<ListedSnapshot>) -> Result<PublishedSnapshot, SnapshotError> {
+    async fn attempt(
+        &mut self,
+        newest: Vec<ListedSnapshot>,
+        lease: Option<&LeaseGuard>,
+    ) -> Result<PublishedSnapshot, SnapshotError> {
         (self.on_phase)(SnapshotPhase::Preparing);
         self.ask_all(|| Order::Describe).await?;
         self.check_identity(newest).await?;
@@ -215,7 +248,10 @@ impl Coordinator {
         tracing::info!(cluster = %self.options.cluster, pause = ?times.pause, "the cut is done; the stores run again");
         self.store_all().await?;
         (self.on_phase)(SnapshotPhase::Publishing);
-        let publication = self.publication(cut_at, times);
+        if let Some(lease) = lease {
+            lease.confirm().await?;
+        }
+        let publication = publication(&self.options, &self.members, cut_at, times);
         let (listed, manifest) = self.repository.publish(publication, Timestamp(self.clock.wall_us())).await?;
         Ok(PublishedSnapshot { listed, manifest })
     }
@@ -258,7 +294,7 @@ impl Coordinator {
     async fn next_answer(&mut self) -> Result<(usize, Answer), SnapshotError> {
         tokio::select! {
             answer = self.answers.recv() => answer.ok_or_else(|| SnapshotError::Void("no node is left".to_owned())),
-            () = raised(&mut self.interrupted) => Err(SnapshotError::Interrupted),
+            error = halted(&mut self.interrupted, &mut self.superseded) => Err(error),
         }
     }
 
@@ -279,12 +315,12 @@ impl Coordinator {
         }
     }
 
-    /// Runs the cut to its verdict. Interrupting it thaws like any other trouble.
+    /// Runs the cut to its verdict. Halting it thaws like any other trouble.
     async fn cut(&mut self) -> Result<CutTimes, SnapshotError> {
         let nodes: Vec<usize> = self.present().collect();
         let (mut cut, request) = Cut::begin(nodes.len(), self.options.pause, self.clock.monotonic());
         let mut next = Some(request);
-        let mut is_interrupted = false;
+        let mut halt = None;
         loop {
             match next.take() {
                 Some(CutRequest::FreezeAll) => {
@@ -293,8 +329,10 @@ impl Coordinator {
                 Some(CutRequest::CaptureAll) => nodes.iter().for_each(|index| self.order(*index, Order::Capture)),
                 Some(CutRequest::ThawAll) => nodes.iter().for_each(|index| self.order(*index, Order::Thaw)),
                 Some(CutRequest::Finish(CutVerdict::Good(times))) => return Ok(times),
-                Some(CutRequest::Finish(CutVerdict::Void { .. })) if is_interrupted => return Err(SnapshotError::Interrupted),
                 Some(CutRequest::Finish(CutVerdict::Void { node, reason })) => {
+                    if let Some(error) = halt {
+                        return Err(error);
+                    }
                     if let Some(index) = node {
                         self.members[nodes[index]].status = NodeStatus::Failed;
                         self.members[nodes[index]].reason = Some(reason.clone());
@@ -311,9 +349,9 @@ impl Coordinator {
                     let event = self.event(index, answer, &cut);
                     next = cut.handle(position, event, self.clock.monotonic());
                 }
-                () = raised(&mut self.interrupted), if !is_interrupted => {
-                    is_interrupted = true;
-                    next = cut.handle(0, CutEvent::Failed("interrupted".to_owned()), self.clock.monotonic());
+                error = halted(&mut self.interrupted, &mut self.superseded), if halt.is_none() => {
+                    next = cut.handle(0, CutEvent::Failed(error.to_string()), self.clock.monotonic());
+                    halt = Some(error);
                 }
                 () = self.clock.sleep(wait) => next = cut.tick(self.clock.monotonic()),
             }
@@ -360,93 +398,18 @@ impl Coordinator {
         Ok(())
     }
 
-    fn publication(&self, cut_at: Timestamp, times: CutTimes) -> Publication {
-        let stored = || self.members.iter().filter(|member| member.status == NodeStatus::Completed);
-        let consistent = stored().map(|member| member.proof.consistent).min().unwrap_or(Consistency::No);
-        // One node agrees with itself; several agree only when something made them.
-        let scope = if stored().count() > 1 && consistent == Consistency::No { "node" } else { "cluster" };
-        let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-        // A store may acknowledge just before it forks, so the longest fork bounds the window from below too.
-        let fork_us = stored().filter_map(|member| member.proof.fork_us).max().unwrap_or(0);
-        Publication {
-            uuid: self.options.uuid,
-            cluster: self.options.cluster.clone(),
-            cut_at,
-            store: self.options.store.clone(),
-            cut: CutRecord {
-                kind: self.options.cut_kind,
-                consistent,
-                scope: scope.to_owned(),
-                pause_us: micros(times.pause),
-                capture_us: micros(times.capture).max(fork_us),
-                skew_us: micros(times.skew),
-            },
-            nodes: self.members.iter().map(record).chain(self.options.left_out.iter().map(left_out)).collect(),
-            tags: self.options.tags.clone(),
-        }
-    }
-
-    async fn record(&self, started_at: Timestamp, outcome: &Result<PublishedSnapshot, SnapshotError>) {
-        let nodes = self.members.iter().map(|member| {
-            let totals = member.receipt.as_ref().map_or_else(NodeTotals::default, |receipt| receipt.totals);
-            // What was under way when the run ended was not stored.
-            let status = if member.status == NodeStatus::Processing { NodeStatus::Failed } else { member.status };
-            let outcome = NodeOutcome {
-                status,
-                reason: member.reason.clone(),
-                files: totals.files,
-                total_bytes: totals.total_bytes,
-                new_bytes: totals.new_bytes,
-            };
-            (member.name.clone(), outcome)
-        });
-        let record = RunRecord {
-            uuid: self.options.uuid,
-            cluster: self.options.cluster.clone(),
-            date: outcome.as_ref().ok().map(|published| published.listed.date),
-            status: match outcome {
-                Ok(published) if published.listed.is_complete => RunStatus::Completed,
-                Ok(_) => RunStatus::Partial,
-                Err(_) => RunStatus::Failed,
-            },
-            reason: outcome.as_ref().err().map(ToString::to_string),
-            started_at,
-            ended_at: Timestamp(self.clock.wall_us()),
-            nodes: nodes.collect(),
-        };
-        if let Err(error) = self.repository.record_run(&record).await {
-            tracing::warn!(%error, "how the run ended could not be recorded");
+    async fn record(&self, run: &RunRecord) {
+        if let Err(error) = self.repository.record_run(run).await {
+            tracing::warn!(%error, "how a run ended could not be recorded");
         }
     }
 }
 
-fn record(member: &Member) -> NodeRecord {
-    let mut proof = member.proof.clone();
-    if let Some(receipt) = &member.receipt {
-        proof.checks.extend(receipt.checked.iter().cloned());
-    }
-    NodeRecord {
-        name: member.name.clone(),
-        status: member.status,
-        reason: member.reason.clone(),
-        manifest: member.receipt.as_ref().map(|receipt| receipt.manifest),
-        description: member.description.clone(),
-        proof,
-        keys: member.receipt.as_ref().and_then(|receipt| receipt.keys),
-        totals: member.receipt.as_ref().map_or_else(NodeTotals::default, |receipt| receipt.totals),
-    }
-}
-
-fn left_out(name: &NodeName) -> NodeRecord {
-    NodeRecord {
-        name: name.clone(),
-        status: NodeStatus::Missing,
-        reason: Some("it was not asked for".to_owned()),
-        manifest: None,
-        description: NodeDescription::default(),
-        proof: CaptureProof::none(),
-        keys: None,
-        totals: NodeTotals::default(),
+/// Returns when the snapshot must be given up, and why.
+async fn halted(interrupted: &mut watch::Receiver<bool>, superseded: &mut watch::Receiver<bool>) -> SnapshotError {
+    tokio::select! {
+        () = raised(interrupted) => SnapshotError::Interrupted,
+        () = raised(superseded) => SnapshotError::Superseded,
     }
 }
 

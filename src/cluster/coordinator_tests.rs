@@ -4,13 +4,15 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
-use crate::base::SystemClock;
+use crate::base::{ManualClock, SystemClock};
 use crate::model::extent::SEQUENTIAL_BLOCK_BYTES;
+use crate::model::manifest::Consistency;
 use crate::model::manifest::{FileClass, Ownership};
 use crate::model::names::TreePath;
 use crate::object::Capabilities;
+use crate::object::conformance::EVERYTHING;
 use crate::object::memory::MemoryStore;
-use crate::repo::{EntryMeta, NodeWriter, WriterOptions};
+use crate::repo::{EntryMeta, NodeWriter, RunStatus, WriterOptions};
 
 /// What a node does when its turn comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +21,8 @@ enum Wish {
     UnreachableAtFirst,
     BreaksItsFreeze,
     FailsInUpload,
+    /// Another coordinator has the lease by then.
+    IsLateWithItsUpload,
 }
 
 /// What the nodes of one test have in common.
@@ -93,6 +97,9 @@ impl NodeService for FakeNode {
             return Err(self.error(NodeErrorKind::Broken));
         }
         let stage = &self.stage;
+        if self.wish == Wish::IsLateWithItsUpload {
+            drop(stage.repository.take_lease(&cluster(), SnapshotId::new_v4(), in_an_hour()).await.expect("it is over"));
+        }
         let (cluster, options) = (cluster(), WriterOptions::new(None, 1));
         let mut writer = NodeWriter::begin(stage.repository.clone(), cluster, self.name.clone(), stage.uuid, None, options)
             .await
@@ -107,6 +114,11 @@ impl NodeService for FakeNode {
     async fn abandon(&mut self) {
         self.stage.given_back.fetch_add(1, Ordering::SeqCst);
     }
+}
+
+/// A clock by which every lease of today is over.
+fn in_an_hour() -> Arc<dyn Clock> {
+    Arc::new(ManualClock::at(SystemClock::default().wall_us() + 3_600_000_000))
 }
 
 fn cluster() -> ClusterName {
@@ -135,9 +147,14 @@ async fn run(wishes: &[Wish], partial: bool) -> Outcome {
 
 /// Runs one snapshot of a cluster that has further nodes, which are not asked for.
 async fn run_without(left_out: &[&str], wishes: &[Wish], partial: bool) -> Outcome {
-    let capabilities =
-        Capabilities { refuses_second_create: true, refuses_stale_replace: true, checks_uploads: true, serves_ranges: true };
-    let repository = Arc::new(Repository::init(Arc::new(MemoryStore::default()), None, capabilities, 0).await.expect("inits"));
+    run_in(repository(EVERYTHING).await, left_out, wishes, partial).await
+}
+
+async fn repository(capabilities: Capabilities) -> Arc<Repository> {
+    Arc::new(Repository::init(Arc::new(MemoryStore::default()), None, capabilities, 0).await.expect("inits"))
+}
+
+async fn run_in(repository: Arc<Repository>, left_out: &[&str], wishes: &[Wish], partial: bool) -> Outcome {
     let stage =
         Arc::new(Stage { repository, uuid: SnapshotId::new_v4(), log: Mutex::default(), given_back: AtomicUsize::new(0) });
     let node = |(index, wish): (usize, &Wish)| {
@@ -219,4 +236,36 @@ async fn an_unreachable_node_fails_the_snapshot_before_anything_is_frozen() {
     let outcome = run(&[Wish::Well, Wish::UnreachableAtFirst], false).await;
     assert!(matches!(outcome.result, Err(SnapshotError::Node { .. })));
     assert!(outcome.stage.log.lock().expect("no test panics with it").is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_lost_the_lease_publishes_nothing() {
+    let outcome = run(&[Wish::Well, Wish::IsLateWithItsUpload], false).await;
+    let error = outcome.result.as_ref().expect_err("another one is at work");
+    assert!(matches!(error, SnapshotError::Repository(RepoError::Conflict { .. })), "{error}");
+    assert_eq!((outcome.published().await, outcome.run_status().await), (0, RunStatus::Failed));
+    assert_eq!(outcome.stage.given_back.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_run_of_a_coordinator_that_died_is_recorded_by_the_next_one() {
+    let (repository, died) = (repository(EVERYTHING).await, SnapshotId::new_v4());
+    let long_ago: Arc<dyn Clock> = Arc::new(ManualClock::at(0));
+    drop(repository.take_lease(&cluster(), died, long_ago).await.expect("is free"));
+    assert_eq!(repository.run(died).await.expect("reads"), None);
+    let outcome = run_in(repository.clone(), &[], &[Wish::Well], false).await;
+    assert_eq!(outcome.run_status().await, RunStatus::Completed);
+    let record = repository.run(died).await.expect("reads").expect("recorded");
+    assert_eq!(record.status, RunStatus::Failed);
+    assert!(record.reason.as_ref().is_some_and(|reason| reason.contains("died or was cut off: process ")), "{record:?}");
+    // The next one finds everything in order.
+    let outcome = run_in(repository, &[], &[Wish::Well], false).await;
+    assert_eq!((outcome.run_status().await, outcome.published().await), (RunStatus::Completed, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_without_conditions_takes_snapshots_without_leases() {
+    let repository = repository(Capabilities { refuses_second_create: false, ..EVERYTHING }).await;
+    let outcome = run_in(repository, &[], &[Wish::Well], false).await;
+    assert_eq!((outcome.run_status().await, outcome.published().await), (RunStatus::Completed, 1));
 }

@@ -9,7 +9,7 @@
 //! host run on meanwhile, on what they have there.
 //!
 //! **Invariants.** Every byte that is kept or written was verified by the source. At most [`RUNS`] runs of [`RUN_BYTES`]
-//! are in memory, once sealed, once plain and once on their way to the disk: 48 MiB.
+//! are in memory, each of them twice: sealed and plain, or plain and on its way to the disk: 64 MiB.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -33,8 +33,8 @@ use crate::repo::{NodeTree, PlacedEntry, RepoError, SnapshotSource};
 
 /// Plain bytes that are read and written at once: four blocks of a file that is read from end to end.
 const RUN_BYTES: u64 = 4 * 1024 * 1024;
-/// Runs under way: two for each core of a small host, so that reading, opening and writing overlap.
-const RUNS: usize = 4;
+/// Runs under way: four for each core of a small host, since each waits for the store and for the disk most of its time.
+const RUNS: usize = 8;
 /// Files at least this long have their space taken before anything is fetched.
 const RESERVED_BYTES: u64 = 1024 * 1024;
 

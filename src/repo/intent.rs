@@ -4,23 +4,18 @@
 //! keeps snapshots whole: that is the order of writing.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::repository::Repository;
 use super::seal::SealType;
+use super::writer::{RENEWAL, Writer, expiry};
 use super::{RepoError, layout};
 use crate::base::Clock;
 use crate::model::ids::SnapshotId;
 use crate::model::names::ClusterName;
 use crate::model::time::Timestamp;
 use crate::object::{ObjectError, PutMode, list_all};
-
-/// Renewed this often …
-const RENEWAL: Duration = Duration::from_secs(30);
-/// … and dead this long after the last renewal: four misses.
-const LIFETIME: Duration = Duration::from_secs(120);
 
 /// A writer at work.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,57 +26,22 @@ pub struct Intent {
     pub started_at: Timestamp,
     /// After this it is dead.
     pub expires_at: Timestamp,
-    /// The writer's host.
-    pub host: String,
-    /// The writer's process there.
-    pub process: u32,
-    /// When that process started, in ticks since boot: process numbers are used again.
-    pub process_started: u64,
-    /// The host's boot id: process numbers mean nothing across boots.
-    pub boot: String,
+    /// Who it is.
+    #[serde(flatten)]
+    pub writer: Writer,
     /// The snapshot whose blocks are reused.
     pub parent: Option<SnapshotId>,
 }
 
-/// What identifies this process among all hosts.
+/// That of this process.
 fn own(uuid: SnapshotId, parent: Option<SnapshotId>, now: Timestamp) -> Intent {
-    let read = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default();
-    let process = std::process::id();
-    Intent {
-        uuid,
-        started_at: now,
-        expires_at: expiry(now),
-        host: read("/proc/sys/kernel/hostname"),
-        process,
-        process_started: process_started(process).unwrap_or(0),
-        boot: read("/proc/sys/kernel/random/boot_id"),
-        parent,
-    }
-}
-
-fn expiry(now: Timestamp) -> Timestamp {
-    Timestamp(now.0.saturating_add(i64::try_from(LIFETIME.as_micros()).unwrap_or(i64::MAX)))
-}
-
-/// Start of a process in ticks since boot; `None` when it is gone, also when only its parent has not noticed yet. Fields 3
-/// and 22 of /proc/PID/stat, counted behind the name, which may itself hold blanks and parentheses.
-fn process_started(process: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-    if matches!(fields.next()?, "Z" | "X") {
-        return None;
-    }
-    fields.nth(18)?.parse().ok()
+    Intent { uuid, started_at: now, expires_at: expiry(now), writer: Writer::this_process(), parent }
 }
 
 impl Intent {
     /// The writer may still be at work: not past its expiry, and not a process of this boot that is known to be gone.
     pub fn is_alive(&self, now: Timestamp) -> bool {
-        let here = own(self.uuid, None, now);
-        if !self.boot.is_empty() && self.boot == here.boot && self.host == here.host {
-            return process_started(self.process) == Some(self.process_started);
-        }
-        now < self.expires_at
+        self.writer.runs().unwrap_or(now < self.expires_at)
     }
 }
 
@@ -158,10 +118,7 @@ impl Repository {
                 self.store().delete(&key).await?;
                 return Err(RepoError::Conflict {
                     what: format!("cluster {cluster}"),
-                    reason: format!(
-                        "a snapshot of it is being made by process {} on {} since {}",
-                        other.process, other.host, other.started_at
-                    ),
+                    reason: format!("a snapshot of it is being made by {} since {}", other.writer, other.started_at),
                 });
             }
             self.store().delete(&layout::intent(cluster, other.uuid)).await?;
@@ -188,25 +145,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_that_ended_is_dead_though_its_parent_has_not_noticed() {
-        let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("coreutils are installed");
-        assert!(process_started(child.id()).is_some());
-        child.kill().expect("a child");
-        let until = std::time::Instant::now() + Duration::from_secs(10);
-        while process_started(child.id()).is_some() {
-            assert!(std::time::Instant::now() < until, "it is still taken for alive");
-            std::thread::yield_now();
-        }
-        child.wait().expect("it was still there to be waited for");
-    }
-
-    #[test]
     fn a_process_that_is_gone_is_dead_at_once_and_a_stranger_when_expired() {
         let now = Timestamp(1_000_000_000);
         let mine = own(SnapshotId::nil(), None, now);
-        assert!(mine.is_alive(now));
-        assert!(!Intent { process_started: mine.process_started + 1, ..mine.clone() }.is_alive(now), "the number is used again");
-        let stranger = Intent { host: "elsewhere".to_owned(), boot: "another".to_owned(), ..mine };
+        assert!(mine.is_alive(now) && mine.is_alive(mine.expires_at), "it is seen to run");
+        let gone = Writer { process_started: mine.writer.process_started + 1, ..mine.writer.clone() };
+        assert!(!Intent { writer: gone, ..mine.clone() }.is_alive(now));
+        let stranger = Intent { writer: Writer { host: "elsewhere".to_owned(), ..mine.writer.clone() }, ..mine };
         assert!(stranger.is_alive(now));
         assert!(!stranger.is_alive(stranger.expires_at));
     }

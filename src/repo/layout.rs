@@ -85,6 +85,11 @@ pub fn intent(cluster: &ClusterName, snapshot: SnapshotId) -> String {
     format!("{}{snapshot}", intents(cluster))
 }
 
+/// Key of a cluster's lease.
+pub fn lease(cluster: &ClusterName) -> String {
+    format!("{CLUSTERS}{cluster}/_lease")
+}
+
 /// Folder of the marks of a snapshot.
 pub fn marks(cluster: &ClusterName, snapshot: SnapshotId) -> String {
     format!("{CLUSTERS}{cluster}/_marks/{snapshot}/")

@@ -14,6 +14,7 @@ mod intent;
 mod key_box;
 mod known;
 mod layout;
+mod lease;
 mod node_writer;
 mod pack;
 mod pack_writer;
@@ -30,14 +31,17 @@ mod table;
 mod tests;
 mod tree_pages;
 pub mod verify;
+mod writer;
 
 pub use catalog::Publication;
 pub use intent::{Intent, IntentGuard};
 pub use key_box::{KeyBoxEntry, Secret};
+pub use lease::{Lease, LeaseGuard};
 pub use node_writer::{EntryMeta, NodeReceipt, NodeWriter, Progress, WriterOptions};
 pub use pins::Pin;
 pub use repository::{Descriptor, Encryption, Repository};
 pub use runs::{NodeOutcome, RunRecord, RunStatus};
+pub use writer::Writer;
 
 use async_trait::async_trait;
 use bytes::Bytes;

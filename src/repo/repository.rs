@@ -19,7 +19,7 @@ use crate::model::extent::{Segment, SegmentRun};
 use crate::model::ids::{BlockId, RepositoryId};
 use crate::model::manifest::{ClusterManifest, FORMAT_VERSION, NodeManifest, TreePage};
 use crate::model::names::ClusterName;
-use crate::object::{Capabilities, ObjectError, ObjectStore, PutMode, list_all};
+use crate::object::{Capabilities, ObjectError, ObjectStore, ObjectVersion, PutMode, list_all};
 
 const FORMAT_NAME: &str = "tintype repository";
 /// Nobody needs more key boxes; a listing of more is somebody's mischief.
@@ -268,6 +268,20 @@ impl Repository {
         value: &T,
         mode: PutMode,
     ) -> Result<(BlockId, u64), RepoError> {
+        let (sealed, id) = self.sealed(key, kind, scope, value)?;
+        let length = sealed.len() as u64;
+        self.put_verified(key, sealed, mode).await?;
+        Ok((id, length))
+    }
+
+    /// What is stored under `key`, and its id.
+    pub(super) fn sealed<T: Serialize>(
+        &self,
+        key: &str,
+        kind: SealType,
+        scope: &str,
+        value: &T,
+    ) -> Result<(Bytes, BlockId), RepoError> {
         let plain =
             serde_json::to_vec(value).map_err(|error| RepoError::Refused { what: key.to_owned(), reason: error.to_string() })?;
         if plain.len() > MANIFEST_BYTES_MAX {
@@ -275,19 +289,17 @@ impl Repository {
         }
         let sealer = self.scope(scope);
         // A manifest is written once and read often: the level is worth it.
-        let sealed = Bytes::from(sealer.seal(kind, key.as_bytes(), &plain, Some(3))?);
-        let length = sealed.len() as u64;
-        self.put_verified(key, sealed, mode).await?;
-        Ok((sealer.placed_id(kind, key.as_bytes(), &plain), length))
+        let sealed = sealer.seal(kind, key.as_bytes(), &plain, Some(3))?;
+        Ok((Bytes::from(sealed), sealer.placed_id(kind, key.as_bytes(), &plain)))
     }
 
     /// Puts an object and makes sure that the store has it: by its own checksum, or by reading it back.
-    pub(super) async fn put_verified(&self, key: &str, body: Bytes, mode: PutMode) -> Result<(), RepoError> {
+    pub(super) async fn put_verified(&self, key: &str, body: Bytes, mode: PutMode) -> Result<ObjectVersion, RepoError> {
         let receipt = self.store.put(key, body.clone(), mode).await?;
         if !receipt.is_checked_by_store && self.store.get(key, None).await? != body {
             return Err(RepoError::corrupt(key, "the store returned other bytes than were put"));
         }
-        Ok(())
+        Ok(receipt.version)
     }
 
     /// Opens a sealed JSON object; returns it with its id.

@@ -54,6 +54,7 @@ pub enum SealType {
     Run = 10,
     /// Only for naming: the content id of a whole file.
     Content = 11,
+    Lease = 12,
 }
 
 /// The master key: 32 bytes that leave no copy behind.

@@ -28,8 +28,8 @@ pub async fn run(session: &Session, args: InitArgs) -> Result<Exit, Failure> {
     let repository = Repository::init(store, secret, capabilities, session.now().0).await?;
     let location = repository.location();
     let mut text = format!("created a repository at {location}\n");
-    if !capabilities.refuses_second_create {
-        text.push_str("note: this store overwrites where it was asked not to; two snapshots at the same time are still kept apart by their UUIDs\n");
+    if !repository.keeps_conditions() {
+        text.push_str("note: this store refuses no second writer: take snapshots of a cluster on one host alone, and name it as `coordinator` in the configuration\n");
     }
     if secret.is_some() {
         text.push_str("note: without the passphrase or key file nobody can read it, you included; `tintype key add` makes a second way in\n");

@@ -35,6 +35,11 @@ pub async fn run(session: &Session, args: SnapshotArgs) -> Result<Exit, Failure>
     let cluster = ClusterName::new(args.cluster.clone())?;
     let tags = parse_tags(&args.tag)?;
     let repository = session.repository().await?;
+    let configured = session.config.clusters.get(&cluster).and_then(|config| config.coordinator.as_deref());
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    if let Some(warning) = check_coordinator(&cluster, repository.keeps_conditions(), configured, &host)? {
+        session.output.note(&warning);
+    }
     let (store, nodes) = session.nodes(&cluster, &args.source, args.capture.as_deref()).await?;
     let (nodes, left_out) = chosen(&cluster, nodes, &args.node)?;
     let config = session.config.clusters.get(&cluster);
@@ -95,6 +100,30 @@ pub async fn run(session: &Session, args: SnapshotArgs) -> Result<Exit, Failure>
     };
     bar.finish_and_clear();
     report(session, &outcome?, &nodes)
+}
+
+/// Where the object store refuses no second writer, nothing tells two coordinators apart: one host takes the snapshots. What is
+/// worth knowing when all is well.
+fn check_coordinator(
+    cluster: &ClusterName,
+    keeps_conditions: bool,
+    configured: Option<&str>,
+    host: &str,
+) -> Result<Option<String>, Failure> {
+    match configured {
+        _ if keeps_conditions => Ok(None),
+        Some(coordinator) if coordinator == host => Ok(None),
+        Some(coordinator) => {
+            let reason = format!(
+                "cluster {cluster}: this object store refuses no second writer, so its snapshots are taken on {coordinator} alone, and this is {host}"
+            );
+            Err(Failure::new("refused", reason)
+                .hint(format!("run it there, or change `coordinator` under [clusters.{cluster}] on all hosts")))
+        }
+        None => Ok(Some(format!(
+            "warning: this object store refuses no second writer: take snapshots of {cluster} on one host alone, and name it as `coordinator` under [clusters.{cluster}]"
+        ))),
+    }
 }
 
 /// Raised at SIGINT or SIGTERM. A second signal ends the process the hard way, which is safe too.
@@ -220,4 +249,21 @@ fn json_report(published: &PublishedSnapshot, new: u64, stored: u64) -> Value {
         "stored_bytes": stored,
         "nodes": nodes,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_conditions_one_host_takes_the_snapshots() {
+        let cluster = ClusterName::new("prod").expect("legal");
+        let check = |keeps_conditions, configured| check_coordinator(&cluster, keeps_conditions, configured, "db-1");
+        assert_eq!(check(true, Some("db-2")).expect("leases tell them apart"), None);
+        assert_eq!(check(false, Some("db-1")).expect("it is this one"), None);
+        let refused = check(false, Some("db-2")).expect_err("it is another one");
+        assert!(refused.message.contains("taken on db-2 alone, and this is db-1"), "{}", refused.message);
+        let warning = check(false, None).expect("nobody said which").expect("a warning");
+        assert!(warning.contains("`coordinator` under [clusters.prod]"), "{warning}");
+    }
 }

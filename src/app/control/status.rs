@@ -66,11 +66,8 @@ async fn unfinished(session: &Session, repository: &Repository, uuid: SnapshotId
         if let Some(intent) = repository.intents(&cluster).await?.into_iter().find(|intent| intent.uuid == uuid) {
             let is_alive = intent.is_alive(session.now());
             let status = if is_alive { "processing" } else { "failed" };
-            let reason = (!is_alive).then(|| format!("process {} on {} died", intent.process, intent.host));
-            let text = format!(
-                "{cluster} {uuid}  {status}\n  since {} by process {} on {}\n",
-                intent.started_at, intent.process, intent.host
-            );
+            let reason = (!is_alive).then(|| format!("{} died", intent.writer));
+            let text = format!("{cluster} {uuid}  {status}\n  since {} by {}\n", intent.started_at, intent.writer);
             session
                 .output
                 .result(&text, &json!({"uuid": uuid, "cluster": cluster, "status": status, "reason": reason, "nodes": {}}));

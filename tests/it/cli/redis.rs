@@ -312,10 +312,13 @@ fn an_interrupted_snapshot_leaves_no_pause_and_nothing_listed() {
 #[test]
 fn a_killed_snapshot_keeps_nobody_from_taking_the_next_one() {
     let (home, server) = (Home::with_repository(), slow_server());
+    let mut killed = Vec::new();
     for phase in ["preparing", "pausing", "storing"] {
         let mut begun = home.begin(&["snapshot", "demo", "--redis", &address(&server)]);
         begun.says(phase).signal("KILL");
-        begun.ended();
+        let said = begun.ended().err;
+        let uuid = said.lines().find_map(|line| line.strip_prefix("snapshot ")?.split(' ').next());
+        killed.push(uuid.expect("it names the snapshot first").to_owned());
         // Where it died in the pause, that ends at its own deadline.
         let until = Instant::now() + Duration::from_secs(5);
         server.command(&["SET", "probe", "1"]);
@@ -327,6 +330,11 @@ fn a_killed_snapshot_keeps_nobody_from_taking_the_next_one() {
     let began = Instant::now();
     snapshot(&home, &address(&server)).done();
     assert!(began.elapsed() < Duration::from_secs(20), "a dead run was waited for");
+    for uuid in &killed {
+        // The next coordinator has written it down.
+        let status = home.run(&["status", uuid]);
+        assert!(status.code == Some(1) && status.text().contains("its coordinator died"), "{status:?}");
+    }
     home.run(&["verify"]).done();
 }
 

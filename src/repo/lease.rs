@@ -1,0 +1,264 @@
+//! Leases: one coordinator at a time for a cluster, and an epoch that tells a later one from an earlier one.
+//!
+//! How it works: one small object per cluster, replaced only by who has read the version that is there. Whoever takes it
+//! counts the epoch up by one; it stays when it is given back, so that no epoch comes twice. It is renewed while its
+//! holder lives and ends by itself when that is gone.
+//!
+//! **Invariants.** Of all that take it at the same time one has it. Nobody takes it from one who may still be alive. A
+//! holder that was slow enough to lose it learns so before it publishes: [`LeaseGuard::confirm`] is a conditional put as well.
+//!
+//! **Not here**: stores that keep no conditions, see [`Repository::keeps_conditions`]; there only advice is left (`intent`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Mutex, watch};
+
+use super::repository::Repository;
+use super::seal::SealType;
+use super::writer::{RENEWAL, Writer, expiry};
+use super::{RepoError, layout};
+use crate::base::Clock;
+use crate::model::ids::SnapshotId;
+use crate::model::names::ClusterName;
+use crate::model::time::Timestamp;
+use crate::object::{ObjectError, ObjectVersion, PutMode};
+
+/// After a renewal that the store did not answer.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Who coordinates a cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lease {
+    /// One more than that of the lease before it.
+    pub epoch: u64,
+    /// The snapshot being made.
+    pub uuid: SnapshotId,
+    /// When it was taken.
+    pub taken_at: Timestamp,
+    /// It is over then, unless it is renewed.
+    pub expires_at: Timestamp,
+    /// Its holder gave it back: its work ended in order, well or badly.
+    pub is_released: bool,
+    /// Its holder.
+    #[serde(flatten)]
+    pub writer: Writer,
+}
+
+impl Lease {
+    /// A process of this host that is gone holds nothing, and one that stood still for too long has lost it.
+    fn may_be_held(&self, now: Timestamp) -> bool {
+        !self.is_released && now < self.expires_at && self.writer.runs() != Some(false)
+    }
+}
+
+#[derive(Debug)]
+struct Held {
+    lease: Lease,
+    version: ObjectVersion,
+}
+
+/// What the guard and its renewal share.
+#[derive(Debug)]
+struct Place {
+    repository: Arc<Repository>,
+    cluster: ClusterName,
+    clock: Arc<dyn Clock>,
+    held: Mutex<Held>,
+}
+
+/// A lease that is held and renewed. Dropping it (or the process) lets it expire, [`LeaseGuard::release`] gives it back.
+#[derive(Debug)]
+pub struct LeaseGuard {
+    place: Arc<Place>,
+    epoch: u64,
+    predecessor: Option<Lease>,
+    lost: watch::Receiver<bool>,
+    renewal: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for LeaseGuard {
+    fn drop(&mut self) {
+        self.renewal.abort();
+    }
+}
+
+impl LeaseGuard {
+    /// The epoch of this lease.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// The lease before this one, if its holder never gave it back: it died.
+    pub fn predecessor(&self) -> Option<&Lease> {
+        self.predecessor.as_ref()
+    }
+
+    /// Turns true when somebody else has it, or could have it by now.
+    pub fn lost(&self) -> watch::Receiver<bool> {
+        self.lost.clone()
+    }
+
+    /// Renews it now. [`RepoError::Conflict`] when somebody else has it.
+    pub async fn confirm(&self) -> Result<(), RepoError> {
+        self.place.renew(false).await
+    }
+
+    /// Gives it back. Where that fails it expires.
+    pub async fn release(self) {
+        self.renewal.abort();
+        match self.place.renew(true).await {
+            // Whoever has it now needs nothing of us.
+            Ok(()) | Err(RepoError::Conflict { .. }) => {}
+            Err(error) => tracing::warn!(%error, "the lease could not be given back and will expire by itself"),
+        }
+    }
+}
+
+impl Place {
+    async fn renew(&self, is_released: bool) -> Result<(), RepoError> {
+        let mut held = self.held.lock().await;
+        let lease = Lease { expires_at: expiry(Timestamp(self.clock.wall_us())), is_released, ..held.lease.clone() };
+        let put = self.repository.put_lease(&self.cluster, &lease, PutMode::IfMatch(held.version.clone())).await;
+        *held = match put {
+            Ok(version) => Held { lease, version },
+            Err(RepoError::Object(ObjectError::Conflict { .. })) => match self.repository.read_lease(&self.cluster).await? {
+                // An earlier put of ours was carried out, and its answer lost.
+                Some((found, version)) if (found.epoch, found.uuid) == (lease.epoch, lease.uuid) => {
+                    let version = match found == lease {
+                        true => version,
+                        false => self.repository.put_lease(&self.cluster, &lease, PutMode::IfMatch(version)).await?,
+                    };
+                    Held { lease, version }
+                }
+                found => return Err(taken(&self.cluster, found.as_ref().map(|(lease, _)| lease))),
+            },
+            Err(error) => return Err(error),
+        };
+        Ok(())
+    }
+
+    /// Renews it for ever; returns when it is lost.
+    async fn keep(&self) {
+        let mut wait = RENEWAL;
+        loop {
+            self.clock.sleep(wait).await;
+            wait = match self.renew(false).await {
+                Ok(()) => RENEWAL,
+                Err(error @ RepoError::Conflict { .. }) => {
+                    tracing::error!(%error, "the lease is lost");
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the lease could not be renewed");
+                    if Timestamp(self.clock.wall_us()) >= self.held.lock().await.lease.expires_at {
+                        return;
+                    }
+                    RETRY
+                }
+            };
+        }
+    }
+}
+
+/// The error that everybody gets but the one who has it.
+fn taken(cluster: &ClusterName, by: Option<&Lease>) -> RepoError {
+    let reason = match by {
+        Some(Lease { writer, taken_at, expires_at, .. }) => {
+            format!(
+                "a snapshot of it is being made by {writer} since {taken_at}; had that died, it would be over at {expires_at}"
+            )
+        }
+        None => "its lease was deleted".to_owned(),
+    };
+    RepoError::Conflict { what: format!("cluster {cluster}"), reason }
+}
+
+impl Repository {
+    /// The object store refuses a second creation and the replacement of what changed: leases hold on it.
+    pub fn keeps_conditions(&self) -> bool {
+        let capabilities = self.descriptor().capabilities;
+        capabilities.refuses_second_create && capabilities.refuses_stale_replace
+    }
+
+    /// Takes the lease of a cluster. [`RepoError::Conflict`] while its holder may be alive.
+    pub async fn take_lease(
+        self: &Arc<Self>,
+        cluster: &ClusterName,
+        uuid: SnapshotId,
+        clock: Arc<dyn Clock>,
+    ) -> Result<LeaseGuard, RepoError> {
+        let now = Timestamp(clock.wall_us());
+        let (before, version) = match self.read_lease(cluster).await {
+            Ok(found) => found.unzip(),
+            // Nobody can say what it claims, and backups must go on.
+            Err(error @ RepoError::Corrupt { .. }) => {
+                tracing::warn!(%error, "the lease cannot be read and is taken anew");
+                (None, self.store().head(&layout::lease(cluster)).await?.version)
+            }
+            Err(error) => return Err(error),
+        };
+        if let Some(lease) = before.as_ref().filter(|lease| lease.may_be_held(now)) {
+            return Err(taken(cluster, Some(lease)));
+        }
+        let epoch = match (&before, &version) {
+            (Some(lease), _) => lease.epoch + 1,
+            (None, None) => 1,
+            // More than any that was counted up to.
+            (None, Some(_)) => now.0.unsigned_abs(),
+        };
+        let lease =
+            Lease { epoch, uuid, taken_at: now, expires_at: expiry(now), is_released: false, writer: Writer::this_process() };
+        let mode = version.map_or(PutMode::Create, PutMode::IfMatch);
+        let version = match self.put_lease(cluster, &lease, mode).await {
+            Ok(version) => version,
+            Err(RepoError::Object(ObjectError::Conflict { .. })) => match self.read_lease(cluster).await? {
+                // The answer to our own put was lost, and a try of the store's client met it.
+                Some((found, version)) if found == lease => version,
+                found => return Err(taken(cluster, found.as_ref().map(|(lease, _)| lease))),
+            },
+            Err(error) => return Err(error),
+        };
+        let place = Arc::new(Place {
+            repository: self.clone(),
+            cluster: cluster.clone(),
+            clock,
+            held: Mutex::new(Held { lease, version }),
+        });
+        let (lose, lost) = watch::channel(false);
+        let kept = place.clone();
+        let renewal = tokio::spawn(async move {
+            kept.keep().await;
+            lose.send_replace(true);
+        });
+        let predecessor = before.filter(|lease| !lease.is_released);
+        Ok(LeaseGuard { place, epoch, predecessor, lost, renewal })
+    }
+
+    /// The lease of a cluster and its version. The version is asked for first: what is read may only be newer.
+    async fn read_lease(&self, cluster: &ClusterName) -> Result<Option<(Lease, ObjectVersion)>, RepoError> {
+        let key = layout::lease(cluster);
+        let version = match self.store().head(&key).await {
+            Ok(entry) => entry.version,
+            Err(ObjectError::NotFound { .. }) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let unversioned = || RepoError::corrupt(&key, "the object store names no version of it");
+        match self.get_sealed::<Lease>(&key, SealType::Lease, cluster.as_str()).await {
+            Ok((lease, ..)) => Ok(Some((lease, version.ok_or_else(unversioned)?))),
+            Err(RepoError::Object(ObjectError::NotFound { .. })) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn put_lease(&self, cluster: &ClusterName, lease: &Lease, mode: PutMode) -> Result<ObjectVersion, RepoError> {
+        let key = layout::lease(cluster);
+        let (sealed, _) = self.sealed(&key, SealType::Lease, cluster.as_str(), lease)?;
+        self.put_verified(&key, sealed, mode).await
+    }
+}
+
+#[cfg(test)]
+#[path = "lease_tests.rs"]
+mod tests;
