@@ -18,6 +18,9 @@ use super::buffers::{BufferPool, PAGE_BYTES, page_aligned};
 /// Below this an ordinary write costs less than the disk's answer.
 const DIRECT_BYTES_MIN: usize = 1024 * 1024;
 
+/// The same for one write of a file that several are under way in: the disk is busy meanwhile.
+const DIRECT_RUN_BYTES_MIN: usize = 256 * 1024;
+
 /// Appends all of `body` to a new file.
 pub fn append(file: &mut File, body: &[u8]) -> io::Result<()> {
     let is_aligned = body.as_ptr().addr().is_multiple_of(PAGE_BYTES);
@@ -80,7 +83,7 @@ impl DirectFile {
     pub fn write_all_at(&self, parts: &[Bytes], mut offset: u64) -> io::Result<()> {
         let bytes = parts.iter().map(Bytes::len).sum::<usize>();
         let mut skipped = match &self.direct {
-            Some(direct) if bytes >= PAGE_BYTES && offset.is_multiple_of(PAGE_BYTES as u64) => {
+            Some(direct) if bytes >= DIRECT_RUN_BYTES_MIN && offset.is_multiple_of(PAGE_BYTES as u64) => {
                 let mut buffer =
                     self.buffers.take().filter(|kept| kept.capacity() >= bytes).unwrap_or_else(|| page_aligned(bytes));
                 parts.iter().for_each(|part| buffer.extend_from_slice(part));
@@ -166,7 +169,7 @@ mod tests {
         let place = tempfile::NamedTempFile::new().expect("a file");
         let mut target = DirectFile::new(&Arc::new(place.reopen().expect("opens")), 1 << 20, &Arc::new(BufferPool::new(1)));
         target.direct = Some(File::open("/dev/null").expect("opens"));
-        let error = target.write_all_at(&[sample(2 * PAGE_BYTES).freeze()], 0).expect_err("a descriptor for reading");
+        let error = target.write_all_at(&[sample(DIRECT_RUN_BYTES_MIN).freeze()], 0).expect_err("a descriptor for reading");
         assert_eq!(error.raw_os_error(), Some(libc::EBADF));
         assert_eq!(write_pages(&[7; 3 * PAGE_BYTES], |_, _| Err(io::ErrorKind::InvalidInput.into())).expect("refused"), 0);
         let mut taken = [PAGE_BYTES, 100].into_iter();

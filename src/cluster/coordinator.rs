@@ -105,8 +105,8 @@ pub enum SnapshotError {
     /// The operator interrupted it.
     #[error("interrupted")]
     Interrupted,
-    /// The lease is lost: this process stood still, or was cut off from the object store, for longer than it lasts.
-    #[error("the lease of the cluster was lost: another coordinator may be at work")]
+    /// The lease is lost.
+    #[error("another coordinator has taken the lease of the cluster: this one stood still, or was cut off from the object store")]
     Superseded,
     /// The repository.
     #[error(transparent)]
@@ -185,7 +185,11 @@ impl Coordinator {
     /// Takes the snapshot. Whatever the outcome, the run is recorded and all nodes have given back what they took.
     pub async fn run(mut self) -> Result<PublishedSnapshot, SnapshotError> {
         let lease = match self.repository.keeps_conditions() {
-            true => Some(self.repository.take_lease(&self.options.cluster, self.options.uuid, self.clock.clone()).await?),
+            // One whose holder may have died is watched for a while: nobody has to wait for that.
+            true => tokio::select! {
+                taken = self.repository.take_lease(&self.options.cluster, self.options.uuid, self.clock.clone()) => Some(taken?),
+                () = raised(&mut self.interrupted) => return Err(SnapshotError::Interrupted),
+            },
             false => None,
         };
         let outcome = self.run_with(lease.as_ref()).await;
@@ -201,14 +205,18 @@ impl Coordinator {
         if let Some(lease) = lease {
             tracing::info!(cluster = %self.options.cluster, epoch = lease.epoch(), "holds the lease");
             self.superseded = lease.lost();
-            // Whoever asks for the snapshot of one that died is told so.
-            let died = lease.predecessor().filter(|died| !newest.iter().any(|listed| listed.uuid == died.uuid));
-            if let Some(died) = died {
-                self.record(&death_record(&self.options, died, started_at)).await;
-            }
         }
         let parent = newest.first().map(|snapshot| snapshot.uuid);
+        let died = lease.and_then(LeaseGuard::predecessor);
+        if let Some(died) = died {
+            // Its lease is over, and with it whatever it had announced.
+            self.repository.withdraw(&self.options.cluster, died.uuid).await?;
+        }
         let guard = self.repository.announce(&self.options.cluster, self.options.uuid, parent, self.clock.clone()).await?;
+        // Whoever asks for the snapshot of one that died is told so.
+        if let Some(died) = died.filter(|died| !newest.iter().any(|listed| listed.uuid == died.uuid)) {
+            self.record(&death_record(&self.options, died, started_at)).await;
+        }
         let outcome = self.attempt(newest, lease).await;
         // Closing their channels tells the nodes to give back; each does so within its own deadlines.
         self.lifeline = None;
@@ -241,6 +249,7 @@ impl Coordinator {
         let (pause, patience) = (self.options.pause, self.options.patience);
         self.ask_all(|| Order::Prepare(pause, patience)).await?;
 
+        confirm(lease).await?;
         (self.on_phase)(SnapshotPhase::Cutting);
         let cut_at = Timestamp(self.clock.wall_us());
         let times = self.cut().await?;
@@ -248,9 +257,7 @@ impl Coordinator {
         tracing::info!(cluster = %self.options.cluster, pause = ?times.pause, "the cut is done; the stores run again");
         self.store_all().await?;
         (self.on_phase)(SnapshotPhase::Publishing);
-        if let Some(lease) = lease {
-            lease.confirm().await?;
-        }
+        confirm(lease).await?;
         let publication = publication(&self.options, &self.members, cut_at, times);
         let (listed, manifest) = self.repository.publish(publication, Timestamp(self.clock.wall_us())).await?;
         Ok(PublishedSnapshot { listed, manifest })
@@ -403,6 +410,15 @@ impl Coordinator {
             tracing::warn!(%error, "how a run ended could not be recorded");
         }
     }
+}
+
+/// Still ours, where there are leases: before writes are paused, and before anything is published.
+async fn confirm(lease: Option<&LeaseGuard>) -> Result<(), SnapshotError> {
+    let Some(lease) = lease else { return Ok(()) };
+    lease.confirm().await.map_err(|error| match error {
+        RepoError::Conflict { .. } => SnapshotError::Superseded,
+        error => error.into(),
+    })
 }
 
 /// Returns when the snapshot must be given up, and why.

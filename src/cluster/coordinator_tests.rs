@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
-use crate::base::{ManualClock, SystemClock};
+use crate::base::SystemClock;
 use crate::model::extent::SEQUENTIAL_BLOCK_BYTES;
 use crate::model::manifest::Consistency;
 use crate::model::manifest::{FileClass, Ownership};
@@ -98,7 +98,9 @@ impl NodeService for FakeNode {
         }
         let stage = &self.stage;
         if self.wish == Wish::IsLateWithItsUpload {
-            drop(stage.repository.take_lease(&cluster(), SnapshotId::new_v4(), in_an_hour()).await.expect("it is over"));
+            stage.repository.move_lease(&cluster(), |lease| lease.writer.process_started += 1).await;
+            let clock = Arc::new(SystemClock::default());
+            drop(stage.repository.take_lease(&cluster(), SnapshotId::new_v4(), clock).await.expect("it is over"));
         }
         let (cluster, options) = (cluster(), WriterOptions::new(None, 1));
         let mut writer = NodeWriter::begin(stage.repository.clone(), cluster, self.name.clone(), stage.uuid, None, options)
@@ -114,11 +116,6 @@ impl NodeService for FakeNode {
     async fn abandon(&mut self) {
         self.stage.given_back.fetch_add(1, Ordering::SeqCst);
     }
-}
-
-/// A clock by which every lease of today is over.
-fn in_an_hour() -> Arc<dyn Clock> {
-    Arc::new(ManualClock::at(SystemClock::default().wall_us() + 3_600_000_000))
 }
 
 fn cluster() -> ClusterName {
@@ -242,7 +239,7 @@ async fn an_unreachable_node_fails_the_snapshot_before_anything_is_frozen() {
 async fn who_has_lost_the_lease_publishes_nothing() {
     let outcome = run(&[Wish::Well, Wish::IsLateWithItsUpload], false).await;
     let error = outcome.result.as_ref().expect_err("another one is at work");
-    assert!(matches!(error, SnapshotError::Repository(RepoError::Conflict { .. })), "{error}");
+    assert!(matches!(error, SnapshotError::Superseded), "{error}");
     assert_eq!((outcome.published().await, outcome.run_status().await), (0, RunStatus::Failed));
     assert_eq!(outcome.stage.given_back.load(Ordering::SeqCst), 2);
 }
@@ -250,8 +247,8 @@ async fn who_has_lost_the_lease_publishes_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_run_of_a_coordinator_that_died_is_recorded_by_the_next_one() {
     let (repository, died) = (repository(EVERYTHING).await, SnapshotId::new_v4());
-    let long_ago: Arc<dyn Clock> = Arc::new(ManualClock::at(0));
-    drop(repository.take_lease(&cluster(), died, long_ago).await.expect("is free"));
+    drop(repository.take_lease(&cluster(), died, Arc::new(SystemClock::default())).await.expect("is free"));
+    repository.move_lease(&cluster(), |lease| lease.writer.process_started += 1).await;
     assert_eq!(repository.run(died).await.expect("reads"), None);
     let outcome = run_in(repository.clone(), &[], &[Wish::Well], false).await;
     assert_eq!(outcome.run_status().await, RunStatus::Completed);

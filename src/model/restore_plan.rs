@@ -264,11 +264,11 @@ impl RestorePlan {
         check_shared_space(&nodes, &targets, &mut refusals);
         let bytes: u64 = nodes.iter().map(|node| node.bytes.saturating_sub(node.begun_bytes)).sum();
         let seconds = |bytes: u64, speed: Option<u64>| speed.map(|speed| bytes.div_ceil(speed.max(1)));
-        let is_started = nodes.iter().any(|node| node.start);
+        let is_known = request.method == Method::Copy && nodes.iter().any(|node| node.start);
         Self {
             id,
             placing_seconds: seconds(bytes, request.speeds.placing),
-            away_seconds: seconds(largest_bytes(&nodes), request.speeds.away.filter(|_| is_started)),
+            away_seconds: seconds(largest_bytes(&nodes), request.speeds.away.filter(|_| is_known)),
             cluster: snapshot.cluster.clone(),
             date: snapshot.date,
             snapshot: snapshot.uuid,

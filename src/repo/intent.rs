@@ -88,6 +88,11 @@ impl Repository {
         Ok(intents)
     }
 
+    /// Removes the intent of a writer that is known to be dead. One that is not there is fine.
+    pub async fn withdraw(&self, cluster: &ClusterName, uuid: SnapshotId) -> Result<(), RepoError> {
+        Ok(self.store().delete(&layout::intent(cluster, uuid)).await?)
+    }
+
     /// Announces a writer. [`RepoError::Conflict`] while another one is alive; dead ones are cleared away.
     pub async fn announce(
         self: &Arc<Self>,

@@ -4,8 +4,9 @@
 //! counts the epoch up by one; it stays when it is given back, so that no epoch comes twice. It is renewed while its
 //! holder lives and ends by itself when that is gone.
 //!
-//! **Invariants.** Of all that take it at the same time one has it. Nobody takes it from one who may still be alive. A
-//! holder that was slow enough to lose it learns so before it publishes: [`LeaseGuard::confirm`] is a conditional put as well.
+//! **Invariants.** Of all that take it at the same time one has it. Nobody takes it from a process that is seen to run, nor from
+//! one elsewhere that renews it: clocks of two hosts are not compared where that would decide, the lease is watched instead.
+//! A holder that was slow enough to lose it learns so at [`LeaseGuard::confirm`], a conditional put as well.
 //!
 //! **Not here**: stores that keep no conditions, see [`Repository::keeps_conditions`]; there only advice is left (`intent`).
 
@@ -27,6 +28,10 @@ use crate::object::{ObjectError, ObjectVersion, PutMode};
 
 /// After a renewal that the store did not answer.
 const RETRY: Duration = Duration::from_secs(5);
+/// A lease that stays as it is for so long is not renewed any more: one renewal, one that failed, and some time.
+const WATCH: Duration = Duration::from_secs(45);
+/// Whoever meets another one so often tries later.
+const TRIES: usize = 3;
 
 /// Who coordinates a cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,11 +51,31 @@ pub struct Lease {
     pub writer: Writer,
 }
 
+/// What can be said of a lease at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Over,
+    Held,
+    /// By this host's clock it should be over, or it was made by a clock that is not this host's.
+    Unsure,
+}
+
 impl Lease {
-    /// A process of this host that is gone holds nothing, and one that stood still for too long has lost it.
-    fn may_be_held(&self, now: Timestamp) -> bool {
-        !self.is_released && now < self.expires_at && self.writer.runs() != Some(false)
+    fn standing(&self, now: Timestamp) -> Standing {
+        match self.writer.runs() {
+            _ if self.is_released => Standing::Over,
+            Some(true) => Standing::Held,
+            Some(false) => Standing::Over,
+            None if now < self.expires_at && self.expires_at <= expiry(now) => Standing::Held,
+            None => Standing::Unsure,
+        }
     }
+}
+
+/// What is stored: a lease, or why it cannot be read, and the version, which is not newer than what was read.
+struct Stored {
+    lease: Result<Lease, RepoError>,
+    version: ObjectVersion,
 }
 
 #[derive(Debug)]
@@ -95,7 +120,7 @@ impl LeaseGuard {
         self.predecessor.as_ref()
     }
 
-    /// Turns true when somebody else has it, or could have it by now.
+    /// Turns true once it is seen that somebody else has it.
     pub fn lost(&self) -> watch::Receiver<bool> {
         self.lost.clone()
     }
@@ -125,21 +150,22 @@ impl Place {
             Ok(version) => Held { lease, version },
             Err(RepoError::Object(ObjectError::Conflict { .. })) => match self.repository.read_lease(&self.cluster).await? {
                 // An earlier put of ours was carried out, and its answer lost.
-                Some((found, version)) if (found.epoch, found.uuid) == (lease.epoch, lease.uuid) => {
+                Some(Stored { lease: Ok(found), version }) if (found.epoch, found.uuid) == (lease.epoch, lease.uuid) => {
                     let version = match found == lease {
                         true => version,
                         false => self.repository.put_lease(&self.cluster, &lease, PutMode::IfMatch(version)).await?,
                     };
                     Held { lease, version }
                 }
-                found => return Err(taken(&self.cluster, found.as_ref().map(|(lease, _)| lease))),
+                found => return Err(taken(&self.cluster, found.and_then(|found| found.lease.ok()).as_ref())),
             },
             Err(error) => return Err(error),
         };
         Ok(())
     }
 
-    /// Renews it for ever; returns when it is lost.
+    /// Renews it for ever; returns when somebody else has it. A store that is away takes it from nobody: whoever wants it must
+    /// reach the store as well.
     async fn keep(&self) {
         let mut wait = RENEWAL;
         loop {
@@ -152,9 +178,6 @@ impl Place {
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the lease could not be renewed");
-                    if Timestamp(self.clock.wall_us()) >= self.held.lock().await.lease.expires_at {
-                        return;
-                    }
                     RETRY
                 }
             };
@@ -167,7 +190,7 @@ fn taken(cluster: &ClusterName, by: Option<&Lease>) -> RepoError {
     let reason = match by {
         Some(Lease { writer, taken_at, expires_at, .. }) => {
             format!(
-                "a snapshot of it is being made by {writer} since {taken_at}; had that died, it would be over at {expires_at}"
+                "a snapshot of it is being made by {writer} since {taken_at}; had that died, it would be over at {expires_at} by that host's clock"
             )
         }
         None => "its lease was deleted".to_owned(),
@@ -182,74 +205,109 @@ impl Repository {
         capabilities.refuses_second_create && capabilities.refuses_stale_replace
     }
 
-    /// Takes the lease of a cluster. [`RepoError::Conflict`] while its holder may be alive.
+    /// Takes the lease of a cluster. [`RepoError::Conflict`] while its holder may be alive; where that is not seen at once, the
+    /// lease is watched for 45 s.
     pub async fn take_lease(
         self: &Arc<Self>,
         cluster: &ClusterName,
         uuid: SnapshotId,
         clock: Arc<dyn Clock>,
     ) -> Result<LeaseGuard, RepoError> {
-        let now = Timestamp(clock.wall_us());
-        let (before, version) = match self.read_lease(cluster).await {
-            Ok(found) => found.unzip(),
-            // Nobody can say what it claims, and backups must go on.
-            Err(error @ RepoError::Corrupt { .. }) => {
-                tracing::warn!(%error, "the lease cannot be read and is taken anew");
-                (None, self.store().head(&layout::lease(cluster)).await?.version)
+        let mut met = None;
+        for _ in 0..TRIES {
+            let stored = self.read_lease(cluster).await?;
+            let now = Timestamp(clock.wall_us());
+            if let Some(Stored { lease: Ok(lease), version }) = &stored {
+                let is_over = match lease.standing(now) {
+                    Standing::Over => true,
+                    Standing::Held => false,
+                    Standing::Unsure => self.is_abandoned(cluster, lease, version, &*clock).await?,
+                };
+                if !is_over {
+                    return Err(taken(cluster, Some(lease)));
+                }
             }
-            Err(error) => return Err(error),
-        };
-        if let Some(lease) = before.as_ref().filter(|lease| lease.may_be_held(now)) {
-            return Err(taken(cluster, Some(lease)));
+            let (mode, epoch, predecessor) = match stored {
+                None => (PutMode::Create, 1, None),
+                Some(Stored { lease: Ok(lease), version }) => (PutMode::IfMatch(version), lease.epoch + 1, Some(lease)),
+                Some(Stored { lease: Err(error @ RepoError::Corrupt { .. }), version }) => {
+                    // Nobody can say what it claims, and backups must go on. More than any epoch that was counted up to.
+                    tracing::warn!(%error, "the lease cannot be read and is taken anew");
+                    (PutMode::IfMatch(version), now.0.unsigned_abs(), None)
+                }
+                Some(Stored { lease: Err(error), .. }) => return Err(error),
+            };
+            let now = Timestamp(clock.wall_us());
+            let lease =
+                Lease { epoch, uuid, taken_at: now, expires_at: expiry(now), is_released: false, writer: Writer::this_process() };
+            let version = match self.put_lease(cluster, &lease, mode).await {
+                Ok(version) => version,
+                Err(RepoError::Object(ObjectError::Conflict { .. })) => match self.read_lease(cluster).await? {
+                    // The answer to our own put was lost, and a second try of the store's client met it.
+                    Some(Stored { lease: Ok(found), version }) if found == lease => version,
+                    found => {
+                        met = found.and_then(|found| found.lease.ok());
+                        continue;
+                    }
+                },
+                Err(error) => return Err(error),
+            };
+            let held = Mutex::new(Held { lease, version });
+            let place = Arc::new(Place { repository: self.clone(), cluster: cluster.clone(), clock, held });
+            let (lose, lost) = watch::channel(false);
+            let kept = place.clone();
+            let renewal = tokio::spawn(async move {
+                kept.keep().await;
+                lose.send_replace(true);
+            });
+            let predecessor = predecessor.filter(|lease| !lease.is_released);
+            return Ok(LeaseGuard { place, epoch, predecessor, lost, renewal });
         }
-        let epoch = match (&before, &version) {
-            (Some(lease), _) => lease.epoch + 1,
-            (None, None) => 1,
-            // More than any that was counted up to.
-            (None, Some(_)) => now.0.unsigned_abs(),
-        };
-        let lease =
-            Lease { epoch, uuid, taken_at: now, expires_at: expiry(now), is_released: false, writer: Writer::this_process() };
-        let mode = version.map_or(PutMode::Create, PutMode::IfMatch);
-        let version = match self.put_lease(cluster, &lease, mode).await {
-            Ok(version) => version,
-            Err(RepoError::Object(ObjectError::Conflict { .. })) => match self.read_lease(cluster).await? {
-                // The answer to our own put was lost, and a try of the store's client met it.
-                Some((found, version)) if found == lease => version,
-                found => return Err(taken(cluster, found.as_ref().map(|(lease, _)| lease))),
-            },
-            Err(error) => return Err(error),
-        };
-        let place = Arc::new(Place {
-            repository: self.clone(),
-            cluster: cluster.clone(),
-            clock,
-            held: Mutex::new(Held { lease, version }),
-        });
-        let (lose, lost) = watch::channel(false);
-        let kept = place.clone();
-        let renewal = tokio::spawn(async move {
-            kept.keep().await;
-            lose.send_replace(true);
-        });
-        let predecessor = before.filter(|lease| !lease.is_released);
-        Ok(LeaseGuard { place, epoch, predecessor, lost, renewal })
+        Err(taken(cluster, met.as_ref()))
     }
 
-    /// The lease of a cluster and its version. The version is asked for first: what is read may only be newer.
-    async fn read_lease(&self, cluster: &ClusterName) -> Result<Option<(Lease, ObjectVersion)>, RepoError> {
+    /// Watches a lease: whether it stays as it is for longer than its holder would leave it.
+    async fn is_abandoned(
+        &self,
+        cluster: &ClusterName,
+        lease: &Lease,
+        version: &ObjectVersion,
+        clock: &dyn Clock,
+    ) -> Result<bool, RepoError> {
+        tracing::warn!(%cluster, holder = %lease.writer, seconds = WATCH.as_secs(), "is watched: its last coordinator may have died");
+        clock.sleep(WATCH).await;
+        match self.store().head(&layout::lease(cluster)).await {
+            Ok(entry) => Ok(entry.version.as_ref() == Some(version)),
+            Err(ObjectError::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The lease of a cluster. The version is asked for first: what is read may only be newer.
+    async fn read_lease(&self, cluster: &ClusterName) -> Result<Option<Stored>, RepoError> {
         let key = layout::lease(cluster);
         let version = match self.store().head(&key).await {
             Ok(entry) => entry.version,
             Err(ObjectError::NotFound { .. }) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let unversioned = || RepoError::corrupt(&key, "the object store names no version of it");
+        let Some(version) = version else {
+            return Err(RepoError::Refused { what: key, reason: "the object store names no version of it".to_owned() });
+        };
         match self.get_sealed::<Lease>(&key, SealType::Lease, cluster.as_str()).await {
-            Ok((lease, ..)) => Ok(Some((lease, version.ok_or_else(unversioned)?))),
             Err(RepoError::Object(ObjectError::NotFound { .. })) => Ok(None),
-            Err(error) => Err(error),
+            Err(RepoError::Object(error)) => Err(error.into()),
+            lease => Ok(Some(Stored { lease: lease.map(|(lease, ..)| lease), version })),
         }
+    }
+
+    /// Makes the lease of a cluster that of another writer, for tests.
+    #[cfg(test)]
+    pub(crate) async fn move_lease(&self, cluster: &ClusterName, change: fn(&mut Lease)) {
+        let Stored { lease, version } = self.read_lease(cluster).await.expect("reads").expect("is there");
+        let mut lease = lease.expect("is whole");
+        change(&mut lease);
+        self.put_lease(cluster, &lease, PutMode::IfMatch(version)).await.expect("puts");
     }
 
     async fn put_lease(&self, cluster: &ClusterName, lease: &Lease, mode: PutMode) -> Result<ObjectVersion, RepoError> {

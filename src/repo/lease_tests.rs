@@ -18,11 +18,26 @@ fn clock() -> Arc<ManualClock> {
     Arc::new(ManualClock::at(NOW))
 }
 
-/// What is stored becomes another host's, which nobody here can look at.
-async fn move_elsewhere(repository: &Repository) {
-    let (lease, version) = repository.read_lease(&cluster()).await.expect("reads").expect("is there");
-    let writer = Writer { host: "elsewhere".to_owned(), boot: "another".to_owned(), ..lease.writer.clone() };
-    repository.put_lease(&cluster(), &Lease { writer, ..lease }, PutMode::IfMatch(version)).await.expect("puts");
+/// Another host's, which nobody here can look at.
+fn elsewhere(lease: &mut Lease) {
+    lease.writer.host = "elsewhere".to_owned();
+}
+
+/// Of a process of this host that is gone.
+fn dead(lease: &mut Lease) {
+    lease.writer.process_started += 1;
+}
+
+async fn stored(repository: &Repository) -> Lease {
+    repository.read_lease(&cluster()).await.expect("reads").expect("is there").lease.expect("is whole")
+}
+
+/// Takes it while the clock goes on, as long as that takes.
+async fn take(repository: &Arc<Repository>, clock: &Arc<ManualClock>) -> Result<LeaseGuard, RepoError> {
+    let (repository, own) = (repository.clone(), clock.clone());
+    let taking = tokio::spawn(async move { repository.take_lease(&cluster(), SnapshotId::new_v4(), own).await });
+    until(clock, || async { taking.is_finished() }).await;
+    taking.await.expect("no panic")
 }
 
 #[tokio::test]
@@ -39,57 +54,89 @@ async fn one_has_it_and_the_next_one_counts_on() {
 }
 
 #[tokio::test]
-async fn the_lease_of_a_dead_holder_ends_by_itself_and_says_whose_it_was() {
+async fn a_process_that_is_gone_holds_nothing_and_the_next_one_knows_whose_it_was() {
     let repository = repository(Arc::new(MemoryStore::new())).await;
     let (clock, uuid) = (clock(), SnapshotId::new_v4());
     // Dropped and not given back: as after kill -9.
     drop(repository.take_lease(&cluster(), uuid, clock.clone()).await.expect("is free"));
-    move_elsewhere(&repository).await;
-    clock.advance(LIFETIME - Duration::from_secs(1));
-    repository.take_lease(&cluster(), SnapshotId::new_v4(), clock.clone()).await.expect_err("it may be alive");
-    clock.advance(Duration::from_secs(1));
-    let next = repository.take_lease(&cluster(), SnapshotId::new_v4(), clock.clone()).await.expect("it is over");
+    clock.advance(10 * LIFETIME);
+    repository.take_lease(&cluster(), SnapshotId::new_v4(), clock.clone()).await.expect_err("this process is seen to run");
+    repository.move_lease(&cluster(), dead).await;
+    let next = repository.take_lease(&cluster(), SnapshotId::new_v4(), clock).await.expect("it is over");
     assert_eq!((next.epoch(), next.predecessor().map(|lease| lease.uuid)), (2, Some(uuid)));
 }
 
 #[tokio::test]
-async fn a_holder_that_was_too_slow_learns_it_before_it_publishes() {
+async fn a_holder_elsewhere_is_watched_before_it_counts_as_dead_whatever_the_clocks_say() {
+    let hour = 3_600_000_000;
+    // In time, past its end, and made by a clock that is ahead by an hour.
+    for (ends_after, is_watched) in [(0, false), (-hour, true), (hour, true)] {
+        let repository = repository(Arc::new(MemoryStore::new())).await;
+        drop(repository.take_lease(&cluster(), SnapshotId::new_v4(), clock()).await.expect("is free"));
+        repository.move_lease(&cluster(), elsewhere).await;
+        // The same by the other one's clock.
+        let here = Arc::new(ManualClock::at(NOW - ends_after));
+        if !is_watched {
+            repository.take_lease(&cluster(), SnapshotId::new_v4(), here.clone()).await.expect_err("it may be alive");
+            here.advance(LIFETIME);
+        }
+        let began = here.monotonic();
+        let next = take(&repository, &here).await.expect("nobody renews it");
+        assert!(here.monotonic() - began >= WATCH, "it was not watched");
+        assert_eq!(next.epoch(), 2);
+    }
+}
+
+#[tokio::test]
+async fn a_holder_elsewhere_that_renews_keeps_it_whatever_the_clocks_say() {
+    let repository = repository(Arc::new(MemoryStore::new())).await;
+    let theirs = clock();
+    let held = repository.take_lease(&cluster(), SnapshotId::new_v4(), theirs.clone()).await.expect("is free");
+    repository.move_lease(&cluster(), elsewhere).await;
+    held.confirm().await.expect("still its own");
+    repository.move_lease(&cluster(), elsewhere).await;
+    // A day ahead: by this clock it is long over.
+    let ours = Arc::new(ManualClock::at(NOW + 86_400_000_000));
+    let (trying, own) = (repository.clone(), ours.clone());
+    let taking = tokio::spawn(async move { trying.take_lease(&cluster(), SnapshotId::new_v4(), own).await });
+    let before = stored(&repository).await;
+    until(&theirs, || async { stored(&repository).await != before }).await;
+    until(&ours, || async { taking.is_finished() }).await;
+    let error = taking.await.expect("no panic").expect_err("it was renewed meanwhile");
+    assert!(matches!(error, RepoError::Conflict { .. }), "{error}");
+    held.confirm().await.expect("nobody took it");
+}
+
+#[tokio::test]
+async fn a_holder_that_has_lost_it_learns_so() {
     let repository = repository(Arc::new(MemoryStore::new())).await;
     let clock = clock();
     let slow = repository.take_lease(&cluster(), SnapshotId::new_v4(), clock.clone()).await.expect("is free");
-    move_elsewhere(&repository).await;
-    // What moved is not the version that it holds, but it is its lease: as after an answer that was lost.
-    slow.confirm().await.expect("still its own");
-    move_elsewhere(&repository).await;
-    let other = other_process(&repository, &clock).await;
+    repository.move_lease(&cluster(), dead).await;
+    let other = repository.take_lease(&cluster(), SnapshotId::new_v4(), clock.clone()).await.expect("it is over");
     let error = slow.confirm().await.expect_err("another one has it");
     assert!(matches!(error, RepoError::Conflict { .. }), "{error}");
+    let lost = slow.lost();
+    until(&clock, || async { *lost.borrow() }).await;
     slow.release().await;
     other.confirm().await.expect("giving back what is lost takes nothing from who has it");
 }
 
-/// Takes a lease that is over.
-async fn other_process(repository: &Arc<Repository>, clock: &Arc<ManualClock>) -> LeaseGuard {
-    let later = Arc::new(ManualClock::at(clock.wall_us() + 2 * LIFETIME.as_micros() as i64));
-    repository.take_lease(&cluster(), SnapshotId::new_v4(), later).await.expect("it is over")
-}
-
 #[tokio::test]
-async fn renewals_keep_it_alive_through_faults_and_end_when_it_is_lost() {
+async fn a_store_that_is_away_takes_it_from_nobody() {
     let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new())));
     let repository = repository(store.clone()).await;
     let clock = clock();
     let held = repository.take_lease(&cluster(), SnapshotId::new_v4(), clock.clone()).await.expect("is free");
-    let expiry = || async { repository.read_lease(&cluster()).await.expect("reads").expect("is there").0.expires_at };
-    let before = expiry().await;
-    let away = ObjectError::Unavailable { key: "lease".to_owned(), reason: "503".to_owned() };
-    store.add(Rule::nth(Operation::Put, 1, Fault::Fail(away)).on_key("_lease"));
-    until(&clock, || async { expiry().await > before }).await;
-    assert!(!*held.lost().borrow(), "one renewal that failed is none that is lost");
-    move_elsewhere(&repository).await;
-    let _other = other_process(&repository, &clock).await;
-    let lost = held.lost();
-    until(&clock, || async { *lost.borrow() }).await;
+    let before = stored(&repository).await.expires_at;
+    for nth in 1..=40 {
+        let away = ObjectError::Unavailable { key: "lease".to_owned(), reason: "503".to_owned() };
+        store.add(Rule::nth(Operation::Put, nth, Fault::Fail(away)).on_key("_lease"));
+    }
+    // Far longer than it lasts.
+    until(&clock, || async { stored(&repository).await.expires_at > before }).await;
+    assert!(clock.monotonic() > LIFETIME && !*held.lost().borrow());
+    held.confirm().await.expect("it is still its own");
 }
 
 /// Moves the clock on until something has come true.

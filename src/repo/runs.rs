@@ -65,9 +65,11 @@ pub struct RunRecord {
 }
 
 impl Repository {
-    /// Writes the record of a run. One that is there already is not replaced.
+    /// Writes the record of a run. One that is there already is only replaced by that of a run that has published: a
+    /// successor may have taken it for dead.
     pub async fn record_run(&self, record: &RunRecord) -> Result<(), RepoError> {
-        match self.put_sealed(&layout::run(record.uuid), SealType::Run, "", record, PutMode::Create).await {
+        let mode = if record.status == RunStatus::Failed { PutMode::Create } else { PutMode::Replace };
+        match self.put_sealed(&layout::run(record.uuid), SealType::Run, "", record, mode).await {
             Ok(_) | Err(RepoError::Object(ObjectError::Conflict { .. })) => Ok(()),
             Err(error) => Err(error),
         }

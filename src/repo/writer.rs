@@ -35,7 +35,7 @@ impl Writer {
         Self {
             host: read("/proc/sys/kernel/hostname"),
             process,
-            process_started: process_started(process).unwrap_or(0),
+            process_started: if let Seen::Runs { started } = look_at(process) { started } else { 0 },
             boot: read("/proc/sys/kernel/random/boot_id"),
             namespace: std::fs::read_link("/proc/self/ns/pid").map(|link| link.display().to_string()).unwrap_or_default(),
         }
@@ -45,8 +45,14 @@ impl Writer {
     pub(super) fn runs(&self) -> Option<bool> {
         let here = Self::this_process();
         let place = |writer: &Self| (writer.host.clone(), writer.boot.clone(), writer.namespace.clone());
-        let is_here = !self.boot.is_empty() && !self.namespace.is_empty() && place(self) == place(&here);
-        is_here.then(|| process_started(self.process) == Some(self.process_started))
+        if self.boot.is_empty() || self.namespace.is_empty() || place(self) != place(&here) {
+            return None;
+        }
+        match look_at(self.process) {
+            Seen::Runs { started } => Some(started == self.process_started),
+            Seen::Gone => Some(false),
+            Seen::Hidden => None,
+        }
     }
 }
 
@@ -61,15 +67,29 @@ pub(super) fn expiry(now: Timestamp) -> Timestamp {
     Timestamp(now.0.saturating_add(i64::try_from(LIFETIME.as_micros()).unwrap_or(i64::MAX)))
 }
 
-/// Start of a process in ticks since boot; `None` when it is gone, also when only its parent has not noticed yet. Fields 3
-/// and 22 of /proc/PID/stat, counted behind the name, which may itself hold blanks and parentheses.
-fn process_started(process: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-    if matches!(fields.next()?, "Z" | "X") {
-        return None;
+/// What can be seen of a process.
+#[derive(Debug, PartialEq, Eq)]
+enum Seen {
+    /// Since so many ticks after boot.
+    Runs { started: u64 },
+    /// Also when only its parent has not noticed yet.
+    Gone,
+    /// It is another user's, and the host shows nobody more than that.
+    Hidden,
+}
+
+/// Fields 3 and 22 of /proc/PID/stat, counted behind the name, which may itself hold blanks and parentheses.
+fn look_at(process: u32) -> Seen {
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{process}/stat")) else {
+        let number = i32::try_from(process).ok().and_then(rustix::process::Pid::from_raw);
+        let is_gone = number.is_none_or(|number| rustix::process::test_kill_process(number) == Err(rustix::io::Errno::SRCH));
+        return if is_gone { Seen::Gone } else { Seen::Hidden };
+    };
+    let mut fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
+    match fields.next() {
+        Some("Z" | "X") => Seen::Gone,
+        _ => fields.nth(18).and_then(|ticks| ticks.parse().ok()).map_or(Seen::Hidden, |started| Seen::Runs { started }),
     }
-    fields.nth(18)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -79,14 +99,15 @@ mod tests {
     #[test]
     fn a_process_that_ended_is_dead_though_its_parent_has_not_noticed() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().expect("coreutils are installed");
-        assert!(process_started(child.id()).is_some());
+        assert!(matches!(look_at(child.id()), Seen::Runs { .. }));
         child.kill().expect("a child");
         let until = std::time::Instant::now() + Duration::from_secs(10);
-        while process_started(child.id()).is_some() {
+        while look_at(child.id()) != Seen::Gone {
             assert!(std::time::Instant::now() < until, "it is still taken for alive");
             std::thread::yield_now();
         }
         child.wait().expect("it was still there to be waited for");
+        assert_eq!(look_at(child.id()), Seen::Gone, "its number is free");
     }
 
     #[test]

@@ -117,7 +117,7 @@ pub async fn restore(session: &Session, args: RestoreArgs) -> Result<Exit, Failu
         }
     };
     bar.finish_and_clear();
-    watch.remember(session, &plan, fetched(&progress));
+    watch.remember(session, &request, &plan, fetched(&progress));
     let mut text = String::new();
     for (node, restored) in &report.nodes {
         let keys = restored

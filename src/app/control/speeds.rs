@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::super::wiring::Session;
 use crate::agent::restore::RestoreStep;
 use crate::model::restore_facts::RestoreSpeeds;
-use crate::model::restore_plan::RestorePlan;
+use crate::model::restore_plan::{Method, RestorePlan, RestoreRequest};
 
 /// Shorter ones say more of the machine's first steps than of its speed.
 const TELLING_BYTES: u64 = 64 << 20;
@@ -46,17 +46,18 @@ impl StopWatch {
         let _first = mark.set(self.began.elapsed());
     }
 
-    /// Keeps what this restore has shown. `fetched` bytes were placed that had not been there.
-    pub fn remember(&self, session: &Session, plan: &RestorePlan, fetched: u64) {
+    /// Keeps what this restore has shown. `fetched` bytes were placed that had not been there. How fast stores load says
+    /// nothing of links and clones, which are fetched meanwhile.
+    pub fn remember(&self, session: &Session, request: &RestoreRequest, plan: &RestorePlan, fetched: u64) {
         let before = last(session);
         let speed = |bytes: u64, took: Option<Duration>| {
             took.filter(|_| bytes >= TELLING_BYTES).map(|took| (bytes as f64 / took.as_secs_f64().max(0.001)) as u64)
         };
         let away = self.checked.get().zip(self.placed.get()).map(|(checked, placed)| checked.saturating_sub(*placed));
-        let is_started = plan.nodes.iter().any(|node| node.start);
+        let is_telling = request.method == Method::Copy && plan.nodes.iter().any(|node| node.start);
         let speeds = RestoreSpeeds {
             placing: speed(fetched, self.placed.get().copied()).or(before.placing),
-            away: speed(plan.largest_bytes(), away.filter(|_| is_started)).or(before.away),
+            away: speed(plan.largest_bytes(), away.filter(|_| is_telling)).or(before.away),
         };
         let json = serde_json::to_vec(&speeds).unwrap_or_default();
         if let Err(error) = std::fs::write(place(session), json) {

@@ -94,7 +94,15 @@ impl Failure {
             | "AllAccessDisabled"
             | "AccountProblem"
             | "AuthorizationHeaderMalformed" => return ObjectError::Denied { key, reason: self.words() },
-            "SlowDown" | "RequestTimeout" | "InternalError" | "ServiceUnavailable" | "ThrottlingException" | "Throttling" => {
+            // The last two: another request for the key was under way. Whose put it was shows at the next try.
+            "SlowDown"
+            | "RequestTimeout"
+            | "ConditionalRequestConflict"
+            | "OperationAborted"
+            | "InternalError"
+            | "ServiceUnavailable"
+            | "ThrottlingException"
+            | "Throttling" => {
                 return ObjectError::Unavailable { key, reason: self.words() };
             }
             "QuotaExceeded" | "XMinioStorageFull" | "EntityTooLargeForQuota" => {
@@ -144,7 +152,8 @@ mod tests {
         assert!(matches!(answer(404, "NoSuchBucket"), ObjectError::NoStore { .. }));
         assert!(matches!(answer(404, "NoSuchKey"), ObjectError::NotFound { .. }));
         assert!(matches!(answer(412, "PreconditionFailed"), ObjectError::Conflict { .. }));
-        assert!(matches!(answer(409, "ConditionalRequestConflict"), ObjectError::Conflict { .. }));
+        assert!(matches!(answer(409, "BucketNotEmpty"), ObjectError::Conflict { .. }));
+        assert!(answer(409, "ConditionalRequestConflict").is_transient(), "the store asks to be asked again");
         assert!(matches!(answer(400, "BadDigest"), ObjectError::Invalid { .. }));
         assert!(matches!(answer(507, ""), ObjectError::NoSpace { .. }));
     }
