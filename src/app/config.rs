@@ -136,6 +136,8 @@ pub struct ClusterConfig {
     pub masters: Vec<String>,
     /// `replication` (default), `save` or `aof`.
     pub capture: Option<String>,
+    /// Who forks for a capture by replication: the `master` (default) or a `replica` of it.
+    pub from: Option<String>,
     /// The host that takes its snapshots, where the object store keeps no conditions; as `hostname` says it.
     pub coordinator: Option<String>,
     /// Longest write pause.

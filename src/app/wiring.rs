@@ -229,6 +229,18 @@ impl Session {
             "aof" => CaptureMode::Aof,
             other => return Err(Failure::usage(format!("capture {other:?} is not known")).hint("replication, save and aof are")),
         };
+        let capture = match (config.from.as_deref().unwrap_or("master"), capture) {
+            ("master", capture) => capture,
+            ("replica", CaptureMode::Replication) => CaptureMode::FromReplica,
+            ("replica", _) => {
+                let text = format!("[clusters.{cluster}] from = \"replica\" goes with capture = \"replication\" alone");
+                return Err(Failure::usage(text).hint("files of a replica are not read: leave `from` or `capture` out"));
+            }
+            (other, _) => {
+                let text = format!("[clusters.{cluster}] from: {other:?} is not known");
+                return Err(Failure::usage(text).hint("master and replica are"));
+            }
+        };
         let options =
             |name: &NodeName, address: &str, node: &NodeConfig| redis_options(config, source, capture, name, address, node);
         let mut nodes: Vec<ClusterNode> = Vec::new();

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use tintype::app::local_node::LocalNode;
 use tintype::base::SystemClock;
 use tintype::cluster::coordinator::{Coordinator, PublishedSnapshot, SnapshotError, SnapshotOptions};
-use tintype::driver::redis::RedisDriver;
+use tintype::driver::redis::{CaptureMode, RedisDriver, RedisOptions};
 use tintype::driver::{CaptureReceipt, CapturedContent, CapturedEntry, DriverError, FreezeReceipt, StoreDriver, ThawReceipt};
 use tintype::model::extent::Segment;
 use tintype::model::ids::SnapshotId;
@@ -21,6 +21,7 @@ use tintype::repo::{ListedSnapshot, Repository, SnapshotSource, WriterOptions};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
+use crate::from_replica::replica_of;
 use crate::support::chains::{Chains, counters};
 use crate::support::effort::{Random, effort, tell};
 use crate::support::redis::{Server, cluster, redis_70};
@@ -192,6 +193,13 @@ impl Stage {
         Box::new(Skewed { inner: Unpaused { address, replica: None }, random: self.random.fork() })
     }
 
+    /// A replica forks instead of the server.
+    fn of_replica(&mut self, server: usize) -> Box<dyn StoreDriver> {
+        let options = RedisOptions { capture: CaptureMode::FromReplica, ..self.servers[server].options() };
+        let inner = RedisDriver::new(options).expect("the url is good");
+        Box::new(Skewed { inner, random: self.random.fork() })
+    }
+
     async fn snapshot(
         &mut self,
         driver: fn(&mut Self, usize) -> Box<dyn StoreDriver>,
@@ -272,12 +280,17 @@ fn servers_agree(dumps: &[Vec<u8>]) {
     }
 }
 
-async fn snapshots_show_one_instant(servers: Vec<Server>, random: Random, count: usize) {
+async fn snapshots_show_one_instant(
+    servers: Vec<Server>,
+    random: Random,
+    count: usize,
+    driver: fn(&mut Stage, usize) -> Box<dyn StoreDriver>,
+) {
     let mut stage = Stage::new(servers, random).await;
     let chains = stage.writers();
     let (mut pauses, mut void) = (Vec::new(), 0);
     while pauses.len() < count {
-        let published = match stage.snapshot(Stage::honest).await {
+        let published = match stage.snapshot(driver).await {
             Ok(published) => published,
             // A machine that stood still for seconds; what may not be is a void cut that is published.
             Err(SnapshotError::Void(reason)) => {
@@ -306,14 +319,22 @@ async fn snapshots_show_one_instant(servers: Vec<Server>, random: Random, count:
 #[tokio::test(flavor = "multi_thread")]
 async fn snapshots_of_a_cluster_show_one_instant_whatever_the_skew() {
     let random = Random::begin("a cluster");
-    snapshots_show_one_instant(cluster(&redis_70(), 3, &[]), random, effort(20, 300)).await;
+    snapshots_show_one_instant(cluster(&redis_70(), 3, &[]), random, effort(20, 300), Stage::honest).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn snapshots_of_standalone_masters_show_one_instant_whatever_the_skew() {
     let random = Random::begin("standalone masters");
     let servers = (0..4).map(|_| Server::start(&redis_70(), &[])).collect();
-    snapshots_show_one_instant(servers, random, effort(10, 300)).await;
+    snapshots_show_one_instant(servers, random, effort(10, 300), Stage::honest).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshots_that_replicas_fork_show_one_instant_whatever_the_skew() {
+    let random = Random::begin("replicas that fork");
+    let servers: Vec<Server> = (0..3).map(|_| Server::start(&redis_70(), &["--repl-diskless-sync-delay", "0"])).collect();
+    let _replicas: Vec<Server> = servers.iter().map(|server| replica_of(server, &redis_70(), &[])).collect();
+    snapshots_show_one_instant(servers, random, effort(10, 300), Stage::of_replica).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

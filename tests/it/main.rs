@@ -5,6 +5,7 @@ mod consistency;
 mod disk_cache;
 mod end_to_end;
 mod foreign_host;
+mod from_replica;
 mod golden;
 mod kill;
 mod mount;

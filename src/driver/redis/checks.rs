@@ -113,6 +113,15 @@ pub enum Mark {
         /// The dump goes through a file on the node: when it is complete, the count of changes starts again.
         on_disk: bool,
     },
+    /// `+FULLRESYNC` of a replica, with its master's stream and this offset.
+    OfReplica {
+        /// Where the replica is.
+        by: String,
+        /// Identity of the stream.
+        replication_id: String,
+        /// Offset of the fork.
+        offset: u64,
+    },
     /// `+Background saving started`.
     Save {
         /// The count of changes read in the same write, right before it.
@@ -157,8 +166,14 @@ pub fn freeze_held(
         // One ping a second is the shortest period that can be configured.
         (moved % PING_BYTES == 0 && moved / PING_BYTES <= elapsed.as_secs() + 1).then_some(moved)
     };
+    if let Mark::OfReplica { by, .. } = mark {
+        if !before.has_backlog {
+            return Err("it had no replicas at the freeze".to_owned());
+        }
+        checks.push(format!("forked by its replica {by}"));
+    }
     let (stream, from) = match mark {
-        Mark::Resynchronisation { replication_id, offset, .. } => {
+        Mark::Resynchronisation { replication_id, offset, .. } | Mark::OfReplica { replication_id, offset, .. } => {
             // A server without a backlog begins a new stream at the first synchronisation, and until then it does not count.
             if before.has_backlog {
                 if *replication_id != before.replication_id {

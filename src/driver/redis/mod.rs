@@ -8,6 +8,7 @@
 //! thaw      one write: the same readings, CLIENT UNPAUSE; the two readings and the fork's answer are the proof
 //! collect   the dump as a stream, checked while it passes
 //! ```
+//! Where a replica is to fork instead (`from_replica`), only the capture is another one.
 //!
 //! **Invariants**: the node ends the pause by itself, whoever dies; a pause that somebody else has made too is never
 //! ended by us; settings are changed only for the fork (before Redis 7: inside the freeze) and put back at once; what cannot
@@ -30,6 +31,7 @@ mod collect;
 mod control;
 mod describe;
 mod discover;
+mod from_replica;
 mod options;
 mod prepare;
 mod replica;
@@ -67,6 +69,8 @@ pub struct RedisDriver {
     options: RedisOptions,
     control: Option<Control>,
     replica: Option<Replica>,
+    /// The replica of this node that forks instead of it.
+    source: Option<Box<RedisDriver>>,
     prepared: Option<Prepared>,
     frozen: Option<Frozen>,
     captured: Option<Captured>,
@@ -103,6 +107,7 @@ impl RedisDriver {
             options,
             control: None,
             replica: None,
+            source: None,
             prepared: None,
             frozen: None,
             captured: None,
@@ -258,9 +263,10 @@ impl RedisDriver {
     }
 
     async fn capture_node(&mut self) -> Result<CaptureReceipt, DriverError> {
-        let (remaining, offset) = match &self.frozen {
+        let (remaining, offset, stream) = match &self.frozen {
             Some(Frozen { outcome: None, sent, pause, before, .. }) => {
-                (pause.saturating_sub(sent.elapsed()), before.has_backlog.then_some(before.offset))
+                let offset = before.has_backlog.then_some(before.offset);
+                (pause.saturating_sub(sent.elapsed()), offset, before.replication_id.clone())
             }
             _ => return Err(self.refused("it is not frozen")),
         };
@@ -280,6 +286,10 @@ impl RedisDriver {
                 let mark = Mark::Resynchronisation { replication_id, offset, on_disk: !plan.diskless };
                 self.captured = Some(Captured::Stream(Box::new(replica)));
                 (mark, Some(offset))
+            }
+            CaptureMode::FromReplica => {
+                let Some(at) = offset else { return Err(self.void("it lost its replicas before the freeze")) };
+                (self.fork_source(&stream, at, remaining).await?, offset)
             }
             CaptureMode::Save => {
                 let changes = self.begin_save(remaining).await?;
@@ -327,11 +337,12 @@ impl RedisDriver {
         }
         let kind = match frozen.mark {
             Mark::None => return Ok(ThawReceipt { proof: CaptureProof::none() }),
-            Mark::Resynchronisation { .. } | Mark::Save { .. } => "fork_reply",
+            Mark::Resynchronisation { .. } | Mark::Save { .. } | Mark::OfReplica { .. } => "fork_reply",
             Mark::Files => "open_files",
         };
-        // That it is of our fork was just proved: there was one since the freeze.
-        let fork_us = if kind == "fork_reply" { after.fork_us } else { None };
+        // That it is of our fork was just proved: there was one since the freeze. A replica's own is not asked for.
+        let is_own = matches!(frozen.mark, Mark::Resynchronisation { .. } | Mark::Save { .. });
+        let fork_us = if is_own { after.fork_us } else { None };
         Ok(ThawReceipt { proof: CaptureProof { consistent, kind: kind.to_owned(), checks, fork_us } })
     }
 }
@@ -372,6 +383,9 @@ impl StoreDriver for RedisDriver {
             Some(outcome) => outcome,
             None => self.thaw_node(&frozen).await,
         };
+        if let Some(source) = &mut self.source {
+            source.release().await;
+        }
         frozen.outcome = Some(outcome.clone());
         self.frozen = Some(frozen);
         outcome
@@ -385,6 +399,9 @@ impl StoreDriver for RedisDriver {
         self.release().await;
         if let Some(Captured::Save(watch)) = self.captured.take() {
             self.clear_save(watch).await;
+        }
+        if let Some(mut source) = self.source.take() {
+            source.abandon().await;
         }
         // Closing the replication connection ends the child that writes for it.
         self.replica = None;

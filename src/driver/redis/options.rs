@@ -43,6 +43,8 @@ pub enum CaptureMode {
     /// As a replica, over the network. Nothing is written on the node.
     #[default]
     Replication,
+    /// The same of one of its replicas, at the offset where the node stands still: the node itself does not fork.
+    FromReplica,
     /// `BGSAVE` on the node, whose data directory is on this host.
     Save,
     /// The append-only files of a node whose data directory is on this host.

@@ -44,11 +44,7 @@ impl RedisDriver {
         let until = Instant::now() + patience;
         self.wait_until_loaded(until, patience).await?;
         let fields = self.control().await?.info(&["server", "clients", "memory", "replication", "cluster"]).await?;
-        let version = fields.compatible_version();
-        if version < OLDEST_VERSION {
-            let found = fields.get("redis_version").unwrap_or("unknown");
-            return Err(self.refused(format!("its version is {found}, and 6.2 is the oldest that can pause writes; upgrade it")));
-        }
+        let version = self.version(&fields)?;
         self.check_role(&fields)?;
         self.wait_until_unpaused(until, patience).await?;
         let cluster = fields.flag("cluster_enabled");
@@ -57,14 +53,9 @@ impl RedisDriver {
         self.check_pause_permitted().await?;
         self.check_unpause_permitted().await?;
         self.wait_until_quiet(until, patience).await?;
-        if self.options.capture != CaptureMode::Aof {
+        if matches!(self.options.capture, CaptureMode::Replication | CaptureMode::Save) {
             let fields = self.control().await?.info(&["memory", "stats"]).await?;
-            let estimate = fork_estimate(&fields);
-            if estimate > max_pause {
-                return Err(self.refused(format!(
-                    "its next fork takes about {estimate:?}, longer than max_pause ({max_pause:?}); raise max_pause if writers may wait as long"
-                )));
-            }
+            self.check_fork(&fields, max_pause)?;
         }
         let mut prepared = self.read_settings(version, cluster, slots, lists_clients).await?;
         match self.options.capture {
@@ -72,6 +63,9 @@ impl RedisDriver {
                 let plan = self.plan_transfer(&prepared).await?;
                 self.replica = Some(Replica::open(&self.options, plan.diskless).await?);
                 prepared.transfer = Some(plan);
+            }
+            CaptureMode::FromReplica => {
+                self.source = Some(Box::new(self.prepare_source(max_pause, until, patience).await?));
             }
             CaptureMode::Save => {
                 self.data_directory()?;
@@ -86,6 +80,27 @@ impl RedisDriver {
         }
         self.control().await?.ask(&["CLIENT", "SETNAME", NAME_IDLE]).await?;
         self.prepared = Some(prepared);
+        Ok(())
+    }
+
+    /// Its version, where that is new enough.
+    pub(super) fn version(&self, fields: &Fields) -> Result<(u32, u32), DriverError> {
+        let version = fields.compatible_version();
+        if version < OLDEST_VERSION {
+            let found = fields.get("redis_version").unwrap_or("unknown");
+            return Err(self.refused(format!("its version is {found}, and 6.2 is the oldest that can pause writes; upgrade it")));
+        }
+        Ok(version)
+    }
+
+    /// Its next fork must fit into the pause.
+    pub(super) fn check_fork(&self, fields: &Fields, max_pause: Duration) -> Result<(), DriverError> {
+        let estimate = fork_estimate(fields);
+        if estimate > max_pause {
+            return Err(self.refused(format!(
+                "its next fork takes about {estimate:?}, longer than max_pause ({max_pause:?}); raise max_pause if writers may wait as long"
+            )));
+        }
         Ok(())
     }
 
@@ -107,7 +122,7 @@ impl RedisDriver {
         }
     }
 
-    async fn wait_until_loaded(&mut self, until: Instant, patience: Duration) -> Result<(), DriverError> {
+    pub(super) async fn wait_until_loaded(&mut self, until: Instant, patience: Duration) -> Result<(), DriverError> {
         while self.control().await?.info(&["persistence"]).await?.flag("loading") {
             if Instant::now() >= until {
                 return Err(self.refused(format!("it is still loading its data after {patience:?}; try again later")));
@@ -165,7 +180,7 @@ impl RedisDriver {
     }
 
     /// Whether `CLIENT LIST` is permitted, and nobody else of our kind is there.
-    async fn check_other_coordinators(&mut self, until: Instant) -> Result<bool, DriverError> {
+    pub(super) async fn check_other_coordinators(&mut self, until: Instant) -> Result<bool, DriverError> {
         let limit = self.options.answer_limit;
         let until = until.min(Instant::now() + CLOSING_LIMIT);
         loop {
@@ -217,7 +232,7 @@ impl RedisDriver {
     }
 
     /// Waits for saves, rewrites and full synchronisations of others: our fork would come after them, outside the freeze.
-    async fn wait_until_quiet(&mut self, until: Instant, patience: Duration) -> Result<(), DriverError> {
+    pub(super) async fn wait_until_quiet(&mut self, until: Instant, patience: Duration) -> Result<(), DriverError> {
         loop {
             let fields = self.control().await?.info(&["persistence", "replication"]).await?;
             let mut busy: Vec<&str> = [
@@ -244,7 +259,7 @@ impl RedisDriver {
         }
     }
 
-    async fn read_settings(
+    pub(super) async fn read_settings(
         &mut self,
         version: (u32, u32),
         cluster: bool,
@@ -271,7 +286,7 @@ impl RedisDriver {
         })
     }
 
-    async fn plan_transfer(&mut self, prepared: &Prepared) -> Result<TransferPlan, DriverError> {
+    pub(super) async fn plan_transfer(&mut self, prepared: &Prepared) -> Result<TransferPlan, DriverError> {
         let limit = self.options.answer_limit;
         let control = self.control().await?;
         let diskless = control.setting("repl-diskless-sync").await?.as_deref() == Some("yes");
