@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::config::{Bytes, CacheConfig};
 use super::failure::Failure;
 use super::output::size;
+use crate::base::process::boot_id;
 use crate::cache::disk::{DiskCacheError, DiskOptions, inspect};
 
 /// What the disk keeps where nothing is said: enough to log in and clean up.
@@ -32,8 +33,7 @@ pub fn merge(directory: Option<&PathBuf>, limit: Option<Bytes>, config: &CacheCo
 
 /// This boot of the host; where it cannot be known, every start counts as one.
 fn boot() -> String {
-    let known = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
-    known.unwrap_or_else(|_| uuid::Uuid::new_v4().to_string())
+    boot_id().unwrap_or_else(|| uuid::Uuid::new_v4().to_string())
 }
 
 /// The path without links, also of what is not there yet.

@@ -1,4 +1,4 @@
-//! The ground floor: time, pace, retry, buffers, large writes, locks, the host's accounts, and sharing of work that is already under way.
+//! The ground floor: time, pace, retry, buffers, large writes, locks, the host's accounts and processes, and sharing of work that is already under way.
 
 pub mod accounts;
 pub mod buffers;
@@ -6,6 +6,7 @@ pub mod clock;
 pub mod direct;
 pub mod file_lock;
 pub mod pace;
+pub mod process;
 pub mod retry;
 pub mod single_flight;
 pub mod sync;

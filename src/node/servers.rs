@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::restore_error::RestoreError;
+use crate::base::process::{Seen, look_at};
 use crate::driver::DriverError;
 use crate::driver::control::StoreControl;
 use crate::model::names::escape;
@@ -342,13 +343,7 @@ fn is_deserted(directory: &Path) -> bool {
 
 /// A process is there and not merely waiting to be reaped.
 fn is_alive(pid: u32) -> bool {
-    if pid == 0 {
-        return false;
-    }
-    let Ok(status) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
-    // The name may hold anything, also parentheses.
-    let state = status.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next());
-    !matches!(state, Some('Z' | 'X') | None)
+    matches!(look_at(pid), Seen::Runs { .. })
 }
 
 /// Runs a command of the configuration until it ends; what it says is kept for the message only.

@@ -18,6 +18,7 @@ use super::super::wiring::{Session, absolute_url, parse_owner};
 use super::browse::open_node;
 use super::linking;
 use super::mounting::{daemon, start};
+use crate::base::process::host_name;
 use crate::fs::clone::Upper;
 use crate::fuse::mounts::mounted_at;
 use crate::model::manifest::ClusterManifest;
@@ -139,8 +140,7 @@ pub(super) async fn begin(
 }
 
 async fn pin(session: &Session, repository: &Repository, record: &CloneRecord) -> Result<(), Failure> {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let pin = Pin::new(record.id, format!("clone {} on {}", record.mountpoint.display(), host.trim()), session.now());
+    let pin = Pin::new(record.id, format!("clone {} on {}", record.mountpoint.display(), host_name()), session.now());
     Ok(repository.pin(&record.cluster, record.snapshot, &pin).await?)
 }
 

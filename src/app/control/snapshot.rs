@@ -16,6 +16,7 @@ use super::super::local_node::LocalNode;
 use super::super::output::{micros, size};
 use super::super::wiring::{ClusterNode, Session};
 use crate::agent::NodeService;
+use crate::base::process::host_name;
 use crate::cluster::coordinator::{Coordinator, PublishedSnapshot, SnapshotOptions, SnapshotPhase};
 use crate::model::ids::SnapshotId;
 use crate::model::manifest::{ClusterManifest, Consistency, CutKind, NodeStatus};
@@ -36,7 +37,7 @@ pub async fn run(session: &Session, args: SnapshotArgs) -> Result<Exit, Failure>
     let tags = parse_tags(&args.tag)?;
     let repository = session.repository().await?;
     let configured = session.config.clusters.get(&cluster).and_then(|config| config.coordinator.as_deref());
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let host = host_name();
     if let Some(warning) = check_coordinator(&cluster, repository.keeps_conditions(), configured, &host)? {
         session.output.note(&warning);
     }

@@ -28,6 +28,7 @@ use rustix::process::{Resource, Rlimit};
 
 use super::{CaptureReceipt, CapturedContent, CapturedEntry, DriverError, FreezeReceipt, StoreDriver, ThawReceipt};
 use crate::base::Clock;
+use crate::base::process::host_name;
 use crate::driver::served::{ServedFile, ServedNode};
 use crate::model::extent::{RANDOM_BLOCK_BYTES, SEQUENTIAL_BLOCK_BYTES};
 use crate::model::manifest::{CaptureProof, Consistency, FileClass, FileKind, Fingerprint, NodeDescription};
@@ -94,7 +95,7 @@ async fn walk(options: FilesOptions, clock: Arc<dyn Clock>) -> Result<Vec<Captur
 impl StoreDriver for FilesDriver {
     async fn describe(&mut self) -> Result<NodeDescription, DriverError> {
         let directory = resolve(&self.options)?;
-        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let host = host_name();
         let address = directory.to_string_lossy().into_owned();
         let identity = vec![format!("{host}:{address}")];
         Ok(NodeDescription { store: "files".to_owned(), address, identity, ..NodeDescription::default() })

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::super::keys::TEMPORARY_FOLDER;
 use super::disk::{Disk, EntryKind};
+use crate::base::process::{Seen, boot_id, look_at, process_namespace};
 
 /// No write of one object takes a day.
 const STALE_AFTER_NS: i128 = 24 * 3600 * 1_000_000_000;
@@ -47,8 +48,8 @@ pub(super) fn sweep(disk: &dyn Disk) {
 fn is_writer_dead(name: &str) -> bool {
     let mut parts = name.split('-');
     let (Some(writer_host), Some(process)) = (parts.next(), parts.next()) else { return false };
-    let Some(process) = process.parse().ok().and_then(rustix::process::Pid::from_raw) else { return false };
-    writer_host == host() && host() != UNKNOWN_HOST && rustix::process::test_kill_process(process) == Err(rustix::io::Errno::SRCH)
+    let Ok(process) = process.parse() else { return false };
+    writer_host == host() && host() != UNKNOWN_HOST && look_at(process) == Seen::Gone
 }
 
 const UNKNOWN_HOST: &str = "unknown";
@@ -57,11 +58,9 @@ const UNKNOWN_HOST: &str = "unknown";
 fn host() -> &'static str {
     static HOST: OnceLock<String> = OnceLock::new();
     HOST.get_or_init(|| {
-        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
-        let space = std::fs::read_link("/proc/self/ns/pid");
-        let (Ok(boot), Ok(space)) = (boot, space) else { return UNKNOWN_HOST.to_owned() };
+        let (Some(boot), Some(space)) = (boot_id(), process_namespace()) else { return UNKNOWN_HOST.to_owned() };
         let boot: String = boot.chars().filter(char::is_ascii_hexdigit).take(16).collect();
-        let space: String = space.to_string_lossy().chars().filter(char::is_ascii_digit).collect();
+        let space: String = space.chars().filter(char::is_ascii_digit).collect();
         format!("{boot}.{space}")
     })
 }
