@@ -79,6 +79,9 @@ pub trait RestoreNode: Send + Sync + Debug {
     fn name(&self) -> &str;
     /// Places the files beside the data directory.
     async fn stage(&self, plan: &NodePlan) -> Result<NodeRestored, StepFailure>;
+    /// A `stage` that is under way or comes later ends soon, with a failure, and keeps what it has placed for the next
+    /// attempt.
+    async fn give_up(&self);
     /// Stops the store, saving first where the plan says so.
     async fn stop(&self, plan: &NodePlan) -> Result<(), StepFailure>;
     /// Exchanges the directories.

@@ -1,4 +1,4 @@
-//! A restore of several nodes: all are placed, then all stopped, all swapped, all started, all checked.
+//! A restore of several nodes: all are placed, a few at a time, then all stopped, all swapped, all started, all checked.
 //!
 //! Replicas are stopped before any master, so that none takes over, and started when every master has been checked; at last
 //! every node is looked at again, after the time in which a cluster could have failed it over.
@@ -9,8 +9,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::join_all;
+use futures::stream::{FuturesUnordered, StreamExt};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -41,6 +43,12 @@ pub struct RestoreReport {
     /// What went wrong, the first cause first.
     pub failures: Vec<StepFailure>,
 }
+
+/// Nodes whose files are placed at once: while one waits for the store or syncs, the other fills the disk. Each has several
+/// files and runs under way itself, so that more nodes would only share the same disk.
+const PLACED_AT_ONCE: usize = 2;
+/// Between two looks at whether the operator wants to stop, while files are placed.
+const LOOK: Duration = Duration::from_millis(100);
 
 type Pair<'a> = (&'a NodePlan, &'a Arc<dyn RestoreNode>);
 
@@ -107,17 +115,9 @@ async fn steps(
     on_step: OnStep<'_>,
     is_cancelled: &(dyn Fn() -> bool + Sync),
 ) -> Result<(), Vec<StepFailure>> {
-    let cancelled = |step| {
-        let failure = StepFailure { node: "restore".to_owned(), step, reason: "it was interrupted".to_owned() };
-        if is_cancelled() { Err(vec![failure]) } else { Ok(()) }
-    };
+    let cancelled = |step| if is_cancelled() { Err(vec![interrupted(step)]) } else { Ok(()) };
     on_step(RestoreStep::Stage);
-    // One after the other: each uses all cores and the whole disk, and the first failure spares the others the work.
-    for (plan, node) in pairs {
-        cancelled(RestoreStep::Stage)?;
-        let placed = node.stage(plan).await.map_err(|failure| vec![failure])?;
-        report.nodes.insert(plan.target.clone(), placed);
-    }
+    stage(pairs, report, is_cancelled).await?;
     cancelled(RestoreStep::Stop)?;
     on_step(RestoreStep::Stop);
     all(join_all(replicas.iter().map(|(plan, node)| node.stop(plan))).await)?;
@@ -147,6 +147,46 @@ async fn steps(
     Ok(())
 }
 
+/// Places the files of all nodes. The first failure, or a wish to stop, ends what is under way.
+async fn stage(
+    pairs: &[Pair<'_>],
+    report: &mut RestoreReport,
+    is_cancelled: &(dyn Fn() -> bool + Sync),
+) -> Result<(), Vec<StepFailure>> {
+    let mut waiting = pairs.iter();
+    let mut placing = FuturesUnordered::new();
+    let mut first_failure = None;
+    loop {
+        while first_failure.is_none()
+            && placing.len() < PLACED_AT_ONCE
+            && let Some((plan, node)) = waiting.next()
+        {
+            placing.push(async move { (plan, node.stage(plan).await) });
+        }
+        let failure = tokio::select! {
+            placed = placing.next() => match placed {
+                Some((plan, Ok(placed))) => {
+                    report.nodes.insert(plan.target.clone(), placed);
+                    None
+                }
+                Some((_, Err(failure))) => Some(failure),
+                None => return first_failure.map_or(Ok(()), |failure| Err(vec![failure])),
+            },
+            () = tokio::time::sleep(LOOK) => None,
+        };
+        let failure = failure.or_else(|| is_cancelled().then(|| interrupted(RestoreStep::Stage)));
+        if first_failure.is_none() && failure.is_some() {
+            // What the others say from now on is only that they were told to end.
+            first_failure = failure;
+            join_all(pairs.iter().map(|(_, node)| node.give_up())).await;
+        }
+    }
+}
+
+fn interrupted(step: RestoreStep) -> StepFailure {
+    StepFailure { node: "restore".to_owned(), step, reason: "it was interrupted".to_owned() }
+}
+
 /// All results, or all failures.
 fn all<T>(results: Vec<Result<T, StepFailure>>) -> Result<Vec<T>, Vec<StepFailure>> {
     let (mut done, mut failures) = (Vec::new(), Vec::new());
@@ -172,11 +212,16 @@ mod tests {
     type Log = Arc<Mutex<Vec<String>>>;
 
     /// Says what it is asked, and fails at one step.
-    #[derive(Debug)]
+    #[derive(Debug, Default)]
     struct Teller {
         name: String,
         fails_at: Option<&'static str>,
         log: Log,
+        /// It places its files until it is given up.
+        is_endless: bool,
+        given_up: tokio::sync::Notify,
+        /// Nodes that place files now, and the most that ever did.
+        placing: Arc<Mutex<(usize, usize)>>,
     }
 
     impl Teller {
@@ -195,7 +240,25 @@ mod tests {
             &self.name
         }
         async fn stage(&self, _plan: &NodePlan) -> Result<NodeRestored, StepFailure> {
-            self.step("stage").map(|()| NodeRestored::default())
+            let count = |by: isize| {
+                let mut placing = self.placing.lock().expect("no panic");
+                placing.0 = placing.0.wrapping_add_signed(by);
+                placing.1 = placing.1.max(placing.0);
+            };
+            count(1);
+            let told = self.step("stage");
+            for _turn in 0..5 {
+                tokio::task::yield_now().await;
+            }
+            if self.is_endless {
+                self.given_up.notified().await;
+                self.step("given up")?;
+            }
+            count(-1);
+            told.map(|()| NodeRestored::default())
+        }
+        async fn give_up(&self) {
+            self.given_up.notify_one();
         }
         async fn stop(&self, _plan: &NodePlan) -> Result<(), StepFailure> {
             self.step("stop")
@@ -227,6 +290,19 @@ mod tests {
     /// Masters `a` and `b` and a replica `c`, of which `b` fails at a step: how it ended, and what was asked in which order.
     async fn told(fails_at: Option<&'static str>) -> (RestoreOutcome, Vec<String>) {
         let log = Log::default();
+        let teller = |name: &str| {
+            let fails_at = fails_at.filter(|_| name == "b");
+            Teller { name: name.to_owned(), fails_at, log: log.clone(), ..Teller::default() }
+        };
+        let report = run(["a", "b", "c"].map(teller).into(), &|| false).await;
+        let log = log.lock().expect("no panic").clone();
+        (report.outcome, log)
+    }
+
+    /// Masters and, at last, a replica.
+    async fn run(tellers: Vec<Teller>, is_cancelled: &(dyn Fn() -> bool + Sync)) -> RestoreReport {
+        let last = tellers.len() - 1;
+        let content = |at| if at == last { Content::Emptied } else { Content::Restored };
         let plan = RestorePlan {
             id: Uuid::nil(),
             cluster: ClusterName::new("prod").expect("legal"),
@@ -234,20 +310,42 @@ mod tests {
             snapshot: Uuid::nil(),
             cut_at: Timestamp(0),
             target_cluster: "prod".to_owned(),
-            nodes: vec![node("a", Content::Restored), node("b", Content::Restored), node("c", Content::Emptied)],
+            nodes: tellers.iter().enumerate().map(|(at, teller)| node(&teller.name, content(at))).collect(),
             placing_seconds: None,
             away_seconds: None,
             warnings: Vec::new(),
             refusals: Vec::new(),
         };
-        let teller = |name: &str| {
-            let fails_at = fails_at.filter(|_| name == "b");
-            Arc::new(Teller { name: name.to_owned(), fails_at, log: log.clone() }) as Arc<dyn RestoreNode>
-        };
-        let nodes = ["a", "b", "c"].map(teller);
-        let report = restore(&plan, &nodes, &|_| {}, &|| false).await;
-        let log = log.lock().expect("no panic").clone();
-        (report.outcome, log)
+        let nodes: Vec<_> = tellers.into_iter().map(|teller| Arc::new(teller) as Arc<dyn RestoreNode>).collect();
+        restore(&plan, &nodes, &|_| {}, is_cancelled).await
+    }
+
+    #[tokio::test]
+    async fn two_nodes_are_placed_at_once_and_never_more() {
+        let placing = Arc::new(Mutex::new((0, 0)));
+        let teller = |name: &str| Teller { name: name.to_owned(), placing: placing.clone(), ..Teller::default() };
+        let report = run(["a", "b", "c", "d", "e", "f"].map(teller).into(), &|| false).await;
+        assert_eq!((report.outcome, report.nodes.len()), (RestoreOutcome::Restored, 6));
+        assert_eq!(*placing.lock().expect("no panic"), (0, PLACED_AT_ONCE));
+    }
+
+    #[tokio::test]
+    async fn a_failure_or_a_wish_to_stop_ends_what_is_being_placed_and_begins_no_other() {
+        let log = Log::default();
+        let teller = |name: &str| Teller { name: name.to_owned(), log: log.clone(), ..Teller::default() };
+        let endless = |name: &str| Teller { is_endless: true, ..teller(name) };
+        let failing = Teller { fails_at: Some("stage"), ..teller("b") };
+        let report = run(vec![Teller { fails_at: Some("given up"), ..endless("a") }, failing, teller("c")], &|| false).await;
+        let failed: Vec<_> = report.failures.iter().map(|failure| failure.node.as_str()).collect();
+        assert_eq!((report.outcome, failed), (RestoreOutcome::Undone, vec!["b"]), "not who was told to end");
+        let told = std::mem::take(&mut *log.lock().expect("no panic"));
+        assert_eq!(told.join(", "), "stage a, stage b, given up a, undo a, undo b, undo c");
+
+        let is_placing = || log.lock().expect("no panic").len() == 2;
+        let report = run(vec![endless("a"), endless("b"), teller("c")], &is_placing).await;
+        assert_eq!((report.outcome, report.failures), (RestoreOutcome::Undone, vec![interrupted(RestoreStep::Stage)]));
+        let told = log.lock().expect("no panic").join(", ");
+        assert_eq!(told, "stage a, stage b, given up a, given up b, undo a, undo b, undo c");
     }
 
     #[tokio::test]

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use super::exchange::{beside, exchange, finish};
 use super::fresh_directory::{FreshDirectory, Owner};
-use super::place_file::{PlaceProgress, Placing};
+use super::place_file::{PlaceProgress, Placing, RunLimit};
 use super::restore_error::{RestoreError, blocking};
 use super::swap::stays;
 use crate::base::Pace;
@@ -113,7 +113,7 @@ pub async fn hydrate(
         None => Owner::AsCaptured,
     };
     let fresh = Arc::new(FreshDirectory::in_use(directory, owner)?);
-    let placing = Arc::new(Placing::new(source, tree, fresh.clone(), progress, pace));
+    let placing = Arc::new(Placing::new(source, tree, fresh.clone(), progress, RunLimit::default(), pace));
     let (listed, place) = (directory.to_owned(), served.to_owned());
     let links = blocking("links", move || {
         leavings(&listed)?.iter().try_for_each(|left| finish(&fresh, left))?;

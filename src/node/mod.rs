@@ -23,7 +23,7 @@ pub use fresh_directory::{FreshDirectory, Owner};
 pub use hydrate::{Holder, Link, clear_leavings, holders, hydrate, links_in_place, links_into};
 pub use journal::{RestoreRecord, StateDirectory, Step, TargetLock};
 pub use mount_host::MountHost;
-pub use place_file::PlaceProgress;
+pub use place_file::{PlaceProgress, RunLimit};
 pub use restore::{CheckReceipt, LocalRestore};
 pub use restore_copy::{PlaceOptions, PlaceReceipt, place, place_only};
 pub use restore_error::RestoreError;

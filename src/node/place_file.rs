@@ -9,7 +9,8 @@
 //! host run on meanwhile, on what they have there.
 //!
 //! **Invariants.** Every byte that is kept or written was verified by the source. At most [`RUNS`] runs of [`RUN_BYTES`]
-//! are in memory, each of them twice: sealed and plain, or plain and on its way to the disk: 64 MiB.
+//! are in memory, each of them twice: sealed and plain, or plain and on its way to the disk: 64 MiB, over all nodes that
+//! share a [`RunLimit`].
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -49,14 +50,26 @@ pub struct PlaceProgress {
     pub files: AtomicU64,
 }
 
+/// The runs that nodes may have under way together.
+#[derive(Debug, Clone)]
+pub struct RunLimit {
+    permits: Arc<Semaphore>,
+    buffers: Arc<BufferPool<BytesMut>>,
+}
+
+impl Default for RunLimit {
+    fn default() -> Self {
+        Self { permits: Arc::new(Semaphore::new(RUNS)), buffers: Arc::new(BufferPool::new(RUNS)) }
+    }
+}
+
 /// A node of a snapshot on its way into a directory.
 pub(super) struct Placing {
     pub source: Arc<dyn SnapshotSource>,
     pub tree: NodeTree,
     pub fresh: Arc<FreshDirectory>,
     pub progress: Arc<PlaceProgress>,
-    runs: Arc<Semaphore>,
-    buffers: Arc<BufferPool<BytesMut>>,
+    runs: RunLimit,
     pace: Option<Pace>,
     accounts: Accounts,
 }
@@ -76,18 +89,10 @@ impl Placing {
         tree: NodeTree,
         fresh: Arc<FreshDirectory>,
         progress: Arc<PlaceProgress>,
+        runs: RunLimit,
         pace: Option<Pace>,
     ) -> Self {
-        Self {
-            source,
-            tree,
-            fresh,
-            progress,
-            runs: Arc::new(Semaphore::new(RUNS)),
-            buffers: Arc::new(BufferPool::new(RUNS)),
-            pace,
-            accounts: Accounts::of_host(),
-        }
+        Self { source, tree, fresh, progress, runs, pace, accounts: Accounts::of_host() }
     }
 
     /// By name where this host has it: its numbers may be others.
@@ -139,7 +144,7 @@ impl Placing {
             file.set_len(content.size_bytes).map_err(RestoreError::file("cut", &shown))?;
         }
         reserve(file, content.size_bytes).map_err(RestoreError::file("reserve space for", &shown))?;
-        let file = Arc::new(DirectFile::new(file, content.size_bytes, &self.buffers));
+        let file = Arc::new(DirectFile::new(file, content.size_bytes, &self.runs.buffers));
         let mut writing: JoinSet<Result<(), RestoreError>> = JoinSet::new();
         let mut at = 0;
         while at < content.size_bytes {
@@ -232,7 +237,7 @@ impl Placing {
         if let Some(pace) = &self.pace {
             pace.wait(batch.iter().map(|(_, extent)| u64::from(extent.plain_bytes)).sum()).await;
         }
-        let permit = self.runs.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let permit = self.runs.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
         let (placing, file, shown) = (self.clone(), file.clone(), shown.to_owned());
         writing.spawn(async move {
             let _permit = permit;

@@ -6,11 +6,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 use super::journal::{RestoreRecord, StateDirectory, Step, TargetLock};
 use super::mount_host::MountHost;
-use super::place_file::PlaceProgress;
+use super::place_file::{PlaceProgress, RunLimit};
 use super::restore_error::{RestoreError, blocking};
 use super::servers::{Server, ServerLimits, working_inode};
 use super::site::{carry_over, inspect_directory, used_bytes};
@@ -40,6 +40,8 @@ pub struct LocalRestore {
     pub(super) host: Option<Arc<dyn MountHost>>,
     pub(super) steps: Arc<Steps>,
     pub(super) progress: Arc<PlaceProgress>,
+    pub(super) runs: RunLimit,
+    given_up: watch::Sender<bool>,
     pub(super) working: Mutex<Option<Working>>,
 }
 
@@ -79,8 +81,15 @@ impl LocalRestore {
             host,
             steps: Arc::default(),
             progress: Arc::default(),
+            runs: RunLimit::default(),
+            given_up: watch::Sender::default(),
             working: Mutex::new(None),
         }
+    }
+
+    /// With runs that it shares with other nodes.
+    pub fn sharing(self, runs: RunLimit) -> Self {
+        Self { runs, ..self }
     }
 
     /// Its name.
@@ -91,6 +100,17 @@ impl LocalRestore {
     /// Counts while [`Self::stage`] runs.
     pub fn progress(&self) -> Arc<PlaceProgress> {
         self.progress.clone()
+    }
+
+    /// Ends [`Self::stage`], now or later, with [`RestoreError::GivenUp`], also while the snapshot's store does not answer.
+    pub fn give_up(&self) {
+        self.given_up.send_replace(true);
+    }
+
+    pub(super) async fn until_given_up(&self) -> RestoreError {
+        let mut given_up = self.given_up.subscribe();
+        let _always_open = given_up.wait_for(|is_given_up| *is_given_up).await;
+        RestoreError::GivenUp
     }
 
     /// Looks, and touches nothing. `stored` is the layout of what is to be restored, for servers that cannot tell theirs.

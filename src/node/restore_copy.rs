@@ -16,7 +16,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use tokio::task::JoinSet;
 
 use super::fresh_directory::{FreshDirectory, Owner, open_regular};
-use super::place_file::{PlaceProgress, Placing};
+use super::place_file::{PlaceProgress, Placing, RunLimit};
 use super::restore_error::{RestoreError, blocking};
 use super::restore_link::{BaseFrom, Linking, add_increment, copied_by_links, make_append_only};
 use crate::model::ids::BlockId;
@@ -58,6 +58,8 @@ pub struct PlaceOptions<'a> {
     pub old: Option<&'a Path>,
     /// Where the node is served for links into it; `None`: everything is copied.
     pub links: Option<&'a Path>,
+    /// What it may have under way, alone or with other nodes.
+    pub runs: RunLimit,
 }
 
 /// Places a whole node. On an error the directory holds a part; the caller removes it.
@@ -69,12 +71,12 @@ pub async fn place(
     progress: Arc<PlaceProgress>,
 ) -> Result<PlaceReceipt, RestoreError> {
     let plain = Fit::default();
-    let PlaceOptions { fit, root_mode, old, links } = options;
+    let PlaceOptions { fit, root_mode, old, links, runs } = options;
     let fit = fit.unwrap_or(&plain);
     let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::RDONLY;
     // One that is not there or not for us is worth nothing.
     let old = old.and_then(|old| rustix::fs::openat(CWD, old, flags, Mode::empty()).ok());
-    let placing = Arc::new(Placing::new(source, tree, fresh, progress, None));
+    let placing = Arc::new(Placing::new(source, tree, fresh, progress, runs, None));
     let mut receipt = PlaceReceipt::default();
     let mut directories: Vec<(TreePath, TreeEntry)> = Vec::new();
     let root = placing.source.entry(&placing.tree, &TreePath::root()).await?;

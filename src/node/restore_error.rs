@@ -63,6 +63,9 @@ pub enum RestoreError {
     /// The server.
     #[error(transparent)]
     Driver(#[from] DriverError),
+    /// Another node failed, or the operator wants to stop; what was placed is kept for the next attempt.
+    #[error("it was given up before all files were placed")]
+    GivenUp,
     /// A test stopped the restore here, as a crash would.
     #[error("stopped at {step}")]
     Interrupted {

@@ -20,7 +20,8 @@ use crate::repo::{NodeTree, RepoError, SnapshotSource};
 impl LocalRestore {
     /// Places the files beside the data directory, going on from what an interrupted restore of the same has left.
     ///
-    /// When the store of the snapshot broke, what was placed is left for the next attempt; on any other error nothing is.
+    /// When the store of the snapshot broke or it was given up, what was placed is left for the next attempt; on any other
+    /// error nothing is.
     pub async fn stage(
         &self,
         plan: &NodePlan,
@@ -52,7 +53,7 @@ impl LocalRestore {
         let placed = self.serve_and_place(plan, source, tree, record).await;
         match &placed {
             Ok(_) | Err(RestoreError::Interrupted { .. }) => {}
-            Err(RestoreError::Repo(RepoError::Object(_))) => *working = None,
+            Err(RestoreError::Repo(RepoError::Object(_)) | RestoreError::GivenUp) => *working = None,
             Err(_) => {
                 let cleared = self.let_go(record).await;
                 *working = None;
@@ -143,9 +144,14 @@ impl LocalRestore {
             Some(_) => FreshDirectory::adopt(&record.fresh, owner, like)?,
             None => FreshDirectory::create(&record.fresh, owner, like)?,
         });
-        let options = PlaceOptions { fit: Some(&plan.fit), root_mode, old: Some(&plan.directory), links };
+        let options =
+            PlaceOptions { fit: Some(&plan.fit), root_mode, old: Some(&plan.directory), links, runs: self.runs.clone() };
         let receipt = match plan.content {
-            Content::Restored => place(source, tree, fresh, options, self.progress.clone()).await?,
+            // What is dropped is at most one call behind, and writes nothing but what belongs where it writes it.
+            Content::Restored => tokio::select! {
+                placed = place(source, tree, fresh, options, self.progress.clone()) => placed?,
+                given_up = self.until_given_up() => return Err(given_up),
+            },
             Content::Emptied => place_nothing(&fresh, root_mode)?,
         };
         if let Some(parent) = record.fresh.parent() {

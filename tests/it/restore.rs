@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tintype::agent::restore::RestoreStep;
 use tintype::app::control::restore::{self, Change, PreparedRestore, RestoreTarget};
@@ -21,8 +22,9 @@ use tintype::model::names::{ClusterName, NodeName, TreePath};
 use tintype::model::restore_plan::{RefusalCode, RestoreRequest};
 use tintype::model::time::Timestamp;
 use tintype::node::RecoveredTo;
-use tintype::object::Capabilities;
+use tintype::object::faulty::{Fault, FaultyStore, Occurrence, Operation, Rule};
 use tintype::object::memory::MemoryStore;
+use tintype::object::{Capabilities, ObjectStore};
 use tintype::repo::{EntryMeta, ListedSnapshot, NodeWriter, Publication, Repository, WriterOptions};
 
 use crate::support::redis::redis_70;
@@ -63,9 +65,18 @@ fn meta(path: &str, mode: u32) -> EntryMeta {
 }
 
 async fn store(files: &[(&str, &[u8])], description: NodeDescription, keys: Option<KeyCounts>) -> Stored {
+    store_in(Arc::new(MemoryStore::default()), files, description, keys).await
+}
+
+async fn store_in(
+    objects: Arc<dyn ObjectStore>,
+    files: &[(&str, &[u8])],
+    description: NodeDescription,
+    keys: Option<KeyCounts>,
+) -> Stored {
     let capabilities =
         Capabilities { refuses_second_create: true, refuses_stale_replace: true, checks_uploads: true, serves_ranges: true };
-    let repository = Arc::new(Repository::init(Arc::new(MemoryStore::default()), None, capabilities, CUT).await.expect("inits"));
+    let repository = Arc::new(Repository::init(objects, None, capabilities, CUT).await.expect("inits"));
     let (cluster, node, uuid) =
         (ClusterName::new("prod").expect("legal"), NodeName::new("node-1").expect("legal"), SnapshotId::new_v4());
     let mut writer =
@@ -485,6 +496,40 @@ async fn a_restore_takes_what_is_right_from_an_interrupted_one_and_from_what_it_
     assert_eq!(names, ["other"]);
     restore::settle("prod", &[target], &store.state()).await.expect("settles");
     assert_eq!(store.kept(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_that_is_interrupted_while_it_places_ends_though_its_store_hangs_and_goes_on_later() {
+    let noise: Vec<u8> = blake3::Hasher::new().finalize_xof().take_bytes(48 << 20);
+    let description = NodeDescription { store: "files".to_owned(), ..NodeDescription::default() };
+    let objects = FaultyStore::new(Arc::new(MemoryStore::default()));
+    let stored = store_in(Arc::new(objects.clone()), &[("data", &noise)], description, None).await;
+    let store = Store::new("");
+    let target = RestoreTarget { server: None, ..store.target() };
+    std::fs::write(store.data.join("data"), "old").expect("writes");
+
+    let prepared = prepare(&stored, &target, &request(), &store).await;
+    assert!(prepared.plan.is_allowed(), "{}", prepared.plan);
+    let progress = prepared.progress();
+    let bytes = || progress[0].bytes.load(Ordering::Relaxed);
+    // Longer than any test may take.
+    let hang = Rule { occurrence: Occurrence::From(4), ..Rule::always(Operation::Get, Fault::Hang(Duration::from_secs(7200))) };
+    objects.add(hang.on_key("packs/"));
+    let report = prepared.run(&|_| {}, &|| bytes() > 0).await.expect("ends");
+    assert_eq!(report.outcome, RestoreOutcome::Undone);
+    assert_eq!(report.failures.len(), 1, "{:?}", report.failures);
+    assert_eq!(report.failures[0].to_string(), "restore: placing the files: it was interrupted");
+    assert_eq!(std::fs::read(store.data.join("data")).expect("reads"), b"old");
+
+    let placed = bytes();
+    assert!((1..48 << 20).contains(&placed), "{placed}");
+    objects.heal();
+    let prepared = prepare(&stored, &target, &request(), &store).await;
+    let progress = prepared.progress();
+    let report = prepared.run(&|_| {}, &|| false).await.expect("runs");
+    assert_eq!(report.outcome, RestoreOutcome::Restored, "{:?}", report.failures);
+    assert!(progress[0].found_bytes.load(Ordering::Relaxed) >= placed, "what was placed is fetched again");
+    assert!(std::fs::read(store.data.join("data")).expect("reads") == noise);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -22,8 +22,8 @@ use crate::model::manifest::{ClusterManifest, FileKind, NodeStatus};
 use crate::model::names::{NodeName, TreePath};
 use crate::model::restore_plan::{Method, NodePlan, RestorePlan, RestoreRequest, SourceFacts, StoreLayout, TargetFacts};
 use crate::node::{
-    LocalRestore, MountHost, PlaceProgress, PlaceReceipt, Recovered, RestoreError, RestoreRecord, ServerLimits, StateDirectory,
-    Steps, copied_by_links, place_only, recover,
+    LocalRestore, MountHost, PlaceProgress, PlaceReceipt, Recovered, RestoreError, RestoreRecord, RunLimit, ServerLimits,
+    StateDirectory, Steps, copied_by_links, place_only, recover,
 };
 use crate::repo::{ListedSnapshot, NodeTree, SnapshotSource};
 
@@ -54,10 +54,11 @@ pub struct PreparedRestore {
 }
 
 fn local(cluster: &str, targets: &[RestoreTarget], state: &StateDirectory) -> anyhow::Result<Vec<Arc<LocalRestore>>> {
+    let runs = RunLimit::default();
     let node = |target: &RestoreTarget| {
         let control =
             target.server.clone().map(RedisControl::new).transpose()?.map(|control| Arc::new(control) as Arc<dyn StoreControl>);
-        Ok(Arc::new(LocalRestore::new(
+        let node = LocalRestore::new(
             cluster,
             target.node.as_str(),
             target.site.clone(),
@@ -65,7 +66,8 @@ fn local(cluster: &str, targets: &[RestoreTarget], state: &StateDirectory) -> an
             state.clone(),
             target.host.clone(),
             ServerLimits::default(),
-        )))
+        );
+        Ok(Arc::new(node.sharing(runs.clone())))
     };
     targets.iter().map(node).collect()
 }
@@ -250,6 +252,10 @@ impl RestoreNode for HostNode {
             placed.outward_links.iter().map(|link| format!("{link} leads out of the directory; it was restored as it was"));
         notes.extend(outward);
         Ok(NodeRestored { files: placed.files, bytes: placed.bytes, keys: None, is_compared: false, notes })
+    }
+
+    async fn give_up(&self) {
+        self.node.give_up();
     }
 
     async fn stop(&self, plan: &NodePlan) -> Result<(), StepFailure> {
