@@ -8,7 +8,7 @@
 //!   7                         app   (configuration, command lines, wiring, output)
 //!       ------- left wing: the mount ------- | ------- right wing: the fleet -------
 //!   6   fuse      kernel adapter             |  cluster   coordinated cut, restore
-//!   5   fs        names, inodes, handles     |  agent     what a node is asked to do
+//!   5   fs        names, inodes, handles     |  agent     what a node is asked to do, also over REST
 //!   4   read      blocks, read-ahead, files  |  node      capture, upload, local restore
 //!   3   cache     block caches               |  driver    the live stores
 //!       --------------------------- the trunk ---------------------------

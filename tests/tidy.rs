@@ -38,13 +38,18 @@ const MAY_IMPORT: [(&str, &[&str]); 17] = [
 ];
 
 /// Names of other packages, and the beginnings of the paths below `src` where they may stand.
-const THIRD_PARTY: [(&str, &[&str]); 9] = [
+const THIRD_PARTY: [(&str, &[&str]); 14] = [
     ("fuser", &["fuse/"]),
     ("aws_sdk_s3", &["object/s3"]),
     ("aws_config", &["object/s3"]),
     ("aws_smithy_types", &["object/s3"]),
     ("redis", &["driver/redis"]),
     ("lru", &["cache/"]),
+    ("axum", &["agent/"]),
+    ("axum_server", &["agent/"]),
+    ("hyper_util", &["agent/"]),
+    ("hyper_rustls", &["agent/"]),
+    ("http_body_util", &["agent/"]),
     ("clap", &["app/", "bin/"]),
     ("clap_complete", &["app/", "bin/"]),
     ("clap_mangen", &["app/", "bin/"]),

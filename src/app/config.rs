@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 
 use super::failure::Failure;
 use crate::model::names::{ClusterName, NodeName};
+use crate::repo::WriterOptions;
 
 /// The repository takes no shorter ones, see `repo/FORMAT.md`.
 const KEY_FILE_BYTES_MIN: usize = 32;
@@ -26,6 +27,8 @@ pub struct Config {
     pub cache: CacheConfig,
     /// `[clones]`
     pub clones: ClonesConfig,
+    /// `[agent]`
+    pub agent: AgentConfig,
     /// `[clusters.NAME]`
     pub clusters: BTreeMap<ClusterName, ClusterConfig>,
     /// Where running jobs and directories kept for rollback are remembered.
@@ -124,6 +127,30 @@ pub struct CacheConfig {
     pub keep_free: Option<Bytes>,
 }
 
+/// `[agent]`: the node agent that `tintyped` serves, and how this host's commands show themselves to agents.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AgentConfig {
+    /// `ADDRESS:PORT`; absent: no agent.
+    pub listen: Option<String>,
+    /// A secret that all hosts share.
+    pub token_file: Option<PathBuf>,
+    /// Wanted off the loopback interface.
+    pub tls: Option<AgentTlsConfig>,
+}
+
+/// `tls` under `[agent]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentTlsConfig {
+    /// This host's certificate, in PEM.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// The authority of all hosts: both sides show a certificate of it.
+    pub ca: Option<PathBuf>,
+}
+
 /// `[clusters.NAME]`
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -138,8 +165,12 @@ pub struct ClusterConfig {
     pub capture: Option<String>,
     /// Who forks for a capture by replication: the `master` (default) or a `replica` of it.
     pub from: Option<String>,
+    /// The agents of its nodes; `{host}` stands for the node's own host.
+    pub agent: Option<String>,
     /// The host that takes its snapshots, where the object store keeps no conditions; as `hostname` says it.
     pub coordinator: Option<String>,
+    /// What each of its nodes may take while it is stored.
+    pub limits: LimitsConfig,
     /// Longest write pause.
     pub max_pause: Option<Span>,
     /// How long to wait for running saves before the pause.
@@ -152,6 +183,34 @@ pub struct ClusterConfig {
     pub ca_file: Option<PathBuf>,
     /// `[clusters.NAME.nodes.NODE]`
     pub nodes: BTreeMap<NodeName, NodeConfig>,
+}
+
+/// `limits` under `[clusters.NAME]`: for each node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsConfig {
+    /// Bytes a second to the object store, on average.
+    pub bandwidth: Option<Bytes>,
+    /// Cores that compress and seal at once.
+    pub cores: Option<usize>,
+}
+
+impl LimitsConfig {
+    /// A store gives up a replica that reads nothing for a minute, and a pack has 32 MiB: less is no way to store a node.
+    const BANDWIDTH_MIN: u64 = 1 << 20;
+
+    /// The same settings for one node.
+    pub fn apply(&self, writing: &WriterOptions) -> Result<WriterOptions, Failure> {
+        let bandwidth = self.bandwidth.map(|bandwidth| bandwidth.0);
+        if bandwidth.is_some_and(|bandwidth| bandwidth < Self::BANDWIDTH_MIN) {
+            return Err(Failure::usage("limits: a bandwidth of less than 1MiB a second")
+                .hint("a store would give up before its dump is read"));
+        }
+        if self.cores == Some(0) {
+            return Err(Failure::usage("limits: cores = 0").hint("leave it out for no limit"));
+        }
+        Ok(writing.limited(self.cores, bandwidth))
+    }
 }
 
 /// `[clusters.NAME.nodes.NODE]`
@@ -170,6 +229,8 @@ pub struct NodeConfig {
     pub data_directory: Option<PathBuf>,
     /// It is a replica of this node: not stored, and emptied by a restore of its master, from which it synchronises again.
     pub replica_of: Option<NodeName>,
+    /// The agent that acts for it, on its own host; absent: whoever takes the snapshot reaches the node itself.
+    pub agent: Option<String>,
     /// Stops the store.
     pub stop: Option<Vec<String>>,
     /// Starts the store.
@@ -381,6 +442,7 @@ mod tests {
             [clusters.prod]
             store = "redis"
             max_pause = "500 ms"
+            limits = { bandwidth = "50MiB", cores = 1 }
             [clusters.prod.nodes.node-1]
             address = "redis://10.0.0.1:6379"
             stop = ["systemctl", "stop", "redis"]
@@ -389,6 +451,15 @@ mod tests {
         assert_eq!(config.mount.memory, Some(Bytes(64 << 20)));
         assert_eq!((config.cache.size, config.cache.keep_free), (Some(Bytes(20 << 30)), Some(Bytes(5 << 30))));
         let cluster = config.clusters.values().next().expect("one");
+        let limited = cluster.limits.apply(&WriterOptions::new(None, 4)).expect("fine");
+        assert_eq!(
+            (limited.blocks.available_permits(), limited.uploads.available_permits(), limited.pace.is_some()),
+            (1, 4, true)
+        );
+        let refused = |limits: LimitsConfig| limits.apply(&limited).expect_err("too little").exit;
+        let (bandwidth, usage) = (Some(Bytes(1000)), super::super::failure::Exit::Usage);
+        assert_eq!(refused(LimitsConfig { bandwidth, cores: None }), usage);
+        assert_eq!(refused(LimitsConfig { bandwidth: None, cores: Some(0) }), usage);
         assert_eq!(cluster.max_pause, Some(Span(Duration::from_millis(500))));
         assert_eq!(config.repository.compression, Some(Compression(Some(3))));
     }

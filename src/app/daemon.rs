@@ -1,7 +1,8 @@
-//! The daemon: what `tintyped` does. So far: a mount.
+//! The daemon: what `tintyped` does. It mounts, acts for the nodes of its host ([`agent`]), or both, as the configuration says.
 //!
 //! SIGTERM and SIGINT unmount and end it; SIGHUP reads the configuration again, see [`renewal`].
 //!
+//! [`agent`]: super::agent
 //! [`renewal`]: super::renewal
 
 use std::io::IsTerminal;
@@ -12,6 +13,7 @@ use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use super::agent::host::HostAgent;
 use super::config::{Bytes, Span};
 use super::control::helper::parse_kernel_option;
 use super::control_args::{CommonArgs, MountArgs};
@@ -26,7 +28,9 @@ use crate::cache::DiskOptions;
 /// No call on the tree takes longer where nothing is said.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Serves a repository's snapshots as a read-only tree.
+/// Serves a repository's snapshots as a read-only tree, and takes the orders of snapshots for the nodes of this host.
+///
+/// With a mountpoint it does the first alone; without one it does what mount and agent of the configuration say.
 #[derive(Debug, Parser)]
 #[command(name = "tintyped", version, max_term_width = 120)]
 pub struct DaemonArgs {
@@ -229,9 +233,69 @@ pub async fn run(session: &Session, args: DaemonArgs) -> Result<Exit, Failure> {
         source_name: args.source_name,
         kernel_option: args.kernel_option,
     };
+    // Who names a mountpoint wants that and nothing else; otherwise the configuration says what is served.
+    let listen = session.config.agent.listen.as_ref().filter(|_| mount_args.mountpoint.is_none());
+    let Some(listen) = listen else {
+        serve_mount(session, &MountRequest::merge(session, &mount_args)?, ready).await?;
+        return Ok(Exit::Done);
+    };
+    let agent = match HostAgent::bind(session, listen) {
+        Ok(agent) => agent,
+        Err(failure) => {
+            ready.tell(Err(&failure));
+            return Err(failure);
+        }
+    };
+    if session.config.mount.mountpoint.is_none() {
+        serve_agent(agent, ready).await?;
+        return Ok(Exit::Done);
+    }
     let request = MountRequest::merge(session, &mount_args)?;
-    serve_mount(session, &request, ready).await?;
-    Ok(Exit::Done)
+    let (end, ended) = tokio::sync::oneshot::channel::<()>();
+    let stop = mount::stop_signal();
+    let agent = tokio::spawn(agent.serve(async move {
+        tokio::select! {
+            () = stop => {}
+            _failed = ended => {}
+        }
+    }));
+    let served = serve_mount(session, &request, ready).await;
+    if served.is_ok() {
+        // Whoever unmounts the tree has not ended the agent.
+        agent.await.map_err(|error| Failure::new("internal", error.to_string()))??;
+    } else {
+        drop(end);
+        let _the_mount_failed_first = agent.await;
+    }
+    served.map(|()| Exit::Done)
+}
+
+/// Serves the agent alone until it is told to stop.
+async fn serve_agent(agent: HostAgent, ready: Readiness) -> Result<(), Failure> {
+    let (supervisor, status) = (Supervisor::from_environment(), agent.status());
+    let stopped = mount::stop_signal();
+    let mut hangups =
+        signal(SignalKind::hangup()).map_err(|error| Failure::new("system", format!("signals cannot be caught: {error}")))?;
+    supervisor.ready(&status);
+    ready.tell(Ok(()));
+    let stop = async move {
+        tokio::pin!(stopped);
+        loop {
+            tokio::select! {
+                () = &mut stopped => break,
+                _hangup = hangups.recv() => {
+                    // A terminal that is closed ends what runs on it.
+                    if std::io::stdin().is_terminal() {
+                        break;
+                    }
+                    supervisor.reloading();
+                    supervisor.ready(&status);
+                }
+            }
+        }
+        supervisor.stopping();
+    };
+    agent.serve(stop).await
 }
 
 /// Who is told: the pipe of who started us in the background, or nobody.

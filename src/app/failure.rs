@@ -197,7 +197,7 @@ impl From<SnapshotError> for Failure {
             SnapshotError::Node { error, .. } => {
                 let (code, hint) = match error.kind {
                     NodeErrorKind::Unreachable => ("unreachable", "check the address and that the store runs; --partial leaves the node out"),
-                    NodeErrorKind::Denied => ("denied", "give the user the right that is named; `tintype doctor` prints the whole ACL line"),
+                    NodeErrorKind::Denied => ("denied", "give the user the right that is named, `tintype doctor` prints the whole ACL line; for an agent, token_file and tls under [agent] have to fit on both hosts"),
                     NodeErrorKind::Refused => ("refused", "mend what it names and run the command again; nothing was paused"),
                     NodeErrorKind::Void => ("void", "nothing was published and all stores run; run the command again when the cause is gone"),
                     NodeErrorKind::Broken => ("broken", "see what is wrong with the files or the store that it names (a server's own log says more); what was stored is reused by the next attempt"),

@@ -41,7 +41,7 @@ impl NodeService for LocalNode {
         &self.capture.node
     }
 
-    async fn describe(&mut self) -> Result<NodeDescription, NodeError> {
+    async fn describe(&mut self, _epoch: u64) -> Result<NodeDescription, NodeError> {
         self.driver.describe().await.map_err(node_error)
     }
 

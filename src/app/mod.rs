@@ -9,6 +9,7 @@ use failure::{Exit, Failure};
 use output::Output;
 use wiring::Session;
 
+pub mod agent;
 pub mod clone;
 pub mod config;
 pub mod control;
@@ -24,6 +25,7 @@ mod mount_memory;
 mod mountpoint;
 pub mod notify;
 pub mod output;
+mod parents;
 pub mod renewal;
 pub mod served;
 pub mod telemetry;

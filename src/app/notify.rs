@@ -38,7 +38,7 @@ impl Supervisor {
 
     /// It is about to end.
     pub fn stopping(&self) {
-        self.say("STOPPING=1\nSTATUS=unmounting");
+        self.say("STOPPING=1\nSTATUS=ending");
     }
 
     fn say(&self, what: &str) {

@@ -201,11 +201,11 @@ impl Session {
             "files" => {
                 let mut nodes = Vec::new();
                 for (name, node) in &config.nodes {
-                    let directory = node
-                        .data_directory
-                        .clone()
-                        .ok_or_else(|| Failure::usage(format!("[clusters.{cluster}.nodes.{name}] has no data_directory")))?;
-                    nodes.push(ClusterNode { name: name.clone(), redis: None, directory: Some(directory), config: node.clone() });
+                    let directory = node.data_directory.clone();
+                    if directory.is_none() && node.agent.is_none() {
+                        return Err(Failure::usage(format!("[clusters.{cluster}.nodes.{name}] has no data_directory")));
+                    }
+                    nodes.push(ClusterNode { name: name.clone(), redis: None, directory, config: node.clone() });
                 }
                 Ok(("files".to_owned(), nodes))
             }
@@ -366,14 +366,13 @@ fn configured(cluster: &ClusterName, config: &ClusterConfig, options: MakeOption
         }
     }
     let node = |(name, node): (&NodeName, &NodeConfig)| {
-        let address =
-            node.address.as_deref().ok_or_else(|| Failure::usage(format!("[clusters.{cluster}.nodes.{name}] has no address")))?;
-        Ok(ClusterNode {
-            name: name.clone(),
-            redis: Some(options(name, address, node)?),
-            directory: node.data_directory.clone(),
-            config: node.clone(),
-        })
+        let redis = match &node.address {
+            Some(address) => Some(options(name, address, node)?),
+            // Its agent knows.
+            None if node.agent.is_some() => None,
+            None => return Err(Failure::usage(format!("[clusters.{cluster}.nodes.{name}] has no address"))),
+        };
+        Ok(ClusterNode { name: name.clone(), redis, directory: node.data_directory.clone(), config: node.clone() })
     };
     config.nodes.iter().map(node).collect()
 }

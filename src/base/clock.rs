@@ -1,5 +1,6 @@
 //! The clock port: wall time for names, monotonic time for deadlines, and sleeping, so that a test can own all three.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -60,12 +61,17 @@ pub struct ManualClock {
 struct ManualState {
     wall_us: i64,
     monotonic: Duration,
+    /// When sleepers wake, and how many do then.
+    sleepers: BTreeMap<Duration, usize>,
 }
 
 impl ManualClock {
     /// A clock that stands at `wall_us`.
     pub fn at(wall_us: i64) -> Self {
-        Self { state: Arc::new(Mutex::new(ManualState { wall_us, monotonic: Duration::ZERO })), moved: Arc::new(Notify::new()) }
+        Self {
+            state: Arc::new(Mutex::new(ManualState { wall_us, monotonic: Duration::ZERO, sleepers: BTreeMap::new() })),
+            moved: Arc::new(Notify::new()),
+        }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, ManualState> {
@@ -82,9 +88,44 @@ impl ManualClock {
         self.moved.notify_waiters();
     }
 
+    /// Moves both clocks on to when the next sleeper wakes; false when nobody sleeps.
+    pub fn advance_to_next(&self) -> bool {
+        let state = self.state();
+        let Some(next) = state.sleepers.keys().next().copied() else { return false };
+        let by = next.saturating_sub(state.monotonic);
+        drop(state);
+        self.advance(by);
+        true
+    }
+
     /// Sets the wall clock, also backwards; the monotonic clock stays.
     pub fn set_wall_us(&self, wall_us: i64) {
         self.state().wall_us = wall_us;
+    }
+}
+
+/// Somebody who sleeps, for as long as this is there.
+struct Sleeper<'a> {
+    clock: &'a ManualClock,
+    until: Duration,
+}
+
+impl<'a> Sleeper<'a> {
+    fn begin(clock: &'a ManualClock, until: Duration) -> Self {
+        *clock.state().sleepers.entry(until).or_default() += 1;
+        Self { clock, until }
+    }
+}
+
+impl Drop for Sleeper<'_> {
+    fn drop(&mut self) {
+        let mut state = self.clock.state();
+        if let Some(count) = state.sleepers.get_mut(&self.until) {
+            *count -= 1;
+            if *count == 0 {
+                state.sleepers.remove(&self.until);
+            }
+        }
     }
 }
 
@@ -99,7 +140,8 @@ impl Clock for ManualClock {
     }
 
     async fn sleep(&self, duration: Duration) {
-        let until = self.monotonic() + duration;
+        let until = self.monotonic().saturating_add(duration);
+        let _asleep = Sleeper::begin(self, until);
         loop {
             let moved = self.moved.notified();
             tokio::pin!(moved);

@@ -16,8 +16,8 @@ use tokio::sync::{mpsc, watch};
 
 use super::identity::stranger;
 use super::memory::lacks_memory;
-use super::orders::{Answer, Order, serve};
 use super::records::{death_record, publication, run_record};
+use crate::agent::orders::{Answer, Order, serve};
 use crate::agent::{NodeError, NodeErrorKind, NodeService, UploadReceipt};
 use crate::base::Clock;
 use crate::model::cut::{Cut, CutEvent, CutRequest, CutTimes, CutVerdict};
@@ -187,6 +187,7 @@ impl Coordinator {
         let lease = match self.repository.keeps_conditions() {
             // One whose holder may have died is watched for a while: nobody has to wait for that.
             true => tokio::select! {
+            biased;
                 taken = self.repository.take_lease(&self.options.cluster, self.options.uuid, self.clock.clone()) => Some(taken?),
                 () = raised(&mut self.interrupted) => return Err(SnapshotError::Interrupted),
             },
@@ -212,7 +213,8 @@ impl Coordinator {
             // Its lease is over, and with it whatever it had announced.
             self.repository.withdraw(&self.options.cluster, died.uuid).await?;
         }
-        let guard = self.repository.announce(&self.options.cluster, self.options.uuid, parent, self.clock.clone()).await?;
+        let (cluster, uuid) = (&self.options.cluster, self.options.uuid);
+        let guard = self.repository.announce(cluster, uuid, parent, lease, self.clock.clone()).await?;
         // Whoever asks for the snapshot of one that died is told so.
         if let Some(died) = died.filter(|died| !newest.iter().any(|listed| listed.uuid == died.uuid)) {
             self.record(&death_record(&self.options, died, started_at)).await;
@@ -241,7 +243,8 @@ impl Coordinator {
         lease: Option<&LeaseGuard>,
     ) -> Result<PublishedSnapshot, SnapshotError> {
         (self.on_phase)(SnapshotPhase::Preparing);
-        self.ask_all(|| Order::Describe).await?;
+        let epoch = lease.map_or(0, LeaseGuard::epoch);
+        self.ask_all(|| Order::Describe(epoch)).await?;
         self.check_identity(newest).await?;
         if let Some(reason) = lacks_memory(&self.present().map(|index| &self.members[index].description).collect::<Vec<_>>()) {
             return Err(SnapshotError::Memory(reason));
@@ -300,6 +303,7 @@ impl Coordinator {
 
     async fn next_answer(&mut self) -> Result<(usize, Answer), SnapshotError> {
         tokio::select! {
+            biased;
             answer = self.answers.recv() => answer.ok_or_else(|| SnapshotError::Void("no node is left".to_owned())),
             error = halted(&mut self.interrupted, &mut self.superseded) => Err(error),
         }
@@ -350,6 +354,7 @@ impl Coordinator {
             }
             let wait = cut.next_deadline().map_or(Duration::ZERO, |deadline| deadline.saturating_sub(self.clock.monotonic()));
             tokio::select! {
+            biased;
                 answer = self.answers.recv() => {
                     let Some((index, answer)) = answer else { return Err(SnapshotError::Void("no node is left".to_owned())) };
                     let Some(position) = nodes.iter().position(|node| *node == index) else { continue };
@@ -424,6 +429,7 @@ async fn confirm(lease: Option<&LeaseGuard>) -> Result<(), SnapshotError> {
 /// Returns when the snapshot must be given up, and why.
 async fn halted(interrupted: &mut watch::Receiver<bool>, superseded: &mut watch::Receiver<bool>) -> SnapshotError {
     tokio::select! {
+            biased;
         () = raised(interrupted) => SnapshotError::Interrupted,
         () = raised(superseded) => SnapshotError::Superseded,
     }

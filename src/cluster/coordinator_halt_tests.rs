@@ -30,7 +30,7 @@ impl NodeService for Halting {
         &self.name
     }
 
-    async fn describe(&mut self) -> Result<NodeDescription, NodeError> {
+    async fn describe(&mut self, _: u64) -> Result<NodeDescription, NodeError> {
         self.step("describe").await;
         Ok(NodeDescription::default())
     }

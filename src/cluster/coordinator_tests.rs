@@ -57,7 +57,7 @@ impl NodeService for FakeNode {
         &self.name
     }
 
-    async fn describe(&mut self) -> Result<NodeDescription, NodeError> {
+    async fn describe(&mut self, _: u64) -> Result<NodeDescription, NodeError> {
         match self.wish {
             Wish::UnreachableAtFirst => Err(self.error(NodeErrorKind::Unreachable)),
             _ => Ok(NodeDescription { address: self.name.to_string(), ..NodeDescription::default() }),

@@ -3,6 +3,5 @@
 pub mod coordinator;
 mod identity;
 mod memory;
-mod orders;
 mod records;
 pub mod restore;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::lease::LeaseGuard;
 use super::repository::Repository;
 use super::seal::SealType;
 use super::writer::{RENEWAL, Writer, expiry};
@@ -33,9 +34,9 @@ pub struct Intent {
     pub parent: Option<SnapshotId>,
 }
 
-/// That of this process.
-fn own(uuid: SnapshotId, parent: Option<SnapshotId>, now: Timestamp) -> Intent {
-    Intent { uuid, started_at: now, expires_at: expiry(now), writer: Writer::this_process(), parent }
+/// A new one.
+fn own(writer: Writer, uuid: SnapshotId, parent: Option<SnapshotId>, now: Timestamp) -> Intent {
+    Intent { uuid, started_at: now, expires_at: expiry(now), writer, parent }
 }
 
 impl Intent {
@@ -93,16 +94,18 @@ impl Repository {
         Ok(self.store().delete(&layout::intent(cluster, uuid)).await?)
     }
 
-    /// Announces a writer. [`RepoError::Conflict`] while another one is alive; dead ones are cleared away.
+    /// Announces a writer; dead ones are cleared away. Without a lease: [`RepoError::Conflict`] while another one is alive. Who
+    /// has the lease is kept from nothing by what others have announced: they have lost it, whatever their clocks say.
     pub async fn announce(
         self: &Arc<Self>,
         cluster: &ClusterName,
         uuid: SnapshotId,
         parent: Option<SnapshotId>,
+        lease: Option<&LeaseGuard>,
         clock: Arc<dyn Clock>,
     ) -> Result<IntentGuard, RepoError> {
         let key = layout::intent(cluster, uuid);
-        let mut intent = own(uuid, parent, Timestamp(clock.wall_us()));
+        let mut intent = own(self.writer.clone(), uuid, parent, Timestamp(clock.wall_us()));
         self.put_sealed(&key, SealType::Intent, cluster.as_str(), &intent, PutMode::Create).await?;
         // Written before the others are read: of two that start at once, at least one sees the other.
         for other in self.read_intents(cluster).await? {
@@ -120,6 +123,10 @@ impl Repository {
                 }
             };
             if other.is_alive(Timestamp(clock.wall_us())) {
+                if lease.is_some() {
+                    // What it reuses stays pinned until it expires.
+                    continue;
+                }
                 self.store().delete(&key).await?;
                 return Err(RepoError::Conflict {
                     what: format!("cluster {cluster}"),
@@ -152,7 +159,7 @@ mod tests {
     #[test]
     fn a_process_that_is_gone_is_dead_at_once_and_a_stranger_when_expired() {
         let now = Timestamp(1_000_000_000);
-        let mine = own(SnapshotId::nil(), None, now);
+        let mine = own(Writer::this_process(), SnapshotId::nil(), None, now);
         assert!(mine.is_alive(now) && mine.is_alive(mine.expires_at), "it is seen to run");
         let gone = Writer { process_started: mine.writer.process_started + 1, ..mine.writer.clone() };
         assert!(!Intent { writer: gone, ..mine.clone() }.is_alive(now));

@@ -239,7 +239,7 @@ impl Repository {
             };
             let now = Timestamp(clock.wall_us());
             let lease =
-                Lease { epoch, uuid, taken_at: now, expires_at: expiry(now), is_released: false, writer: Writer::this_process() };
+                Lease { epoch, uuid, taken_at: now, expires_at: expiry(now), is_released: false, writer: self.writer.clone() };
             let version = match self.put_lease(cluster, &lease, mode).await {
                 Ok(version) => version,
                 Err(RepoError::Object(ObjectError::Conflict { .. })) => match self.read_lease(cluster).await? {

@@ -15,6 +15,7 @@ use super::node_writer::WriterOptions;
 use super::pack::PackBuilder;
 use super::repository::Repository;
 use super::seal::{SealType, Sealer};
+use crate::base::Pace;
 use crate::base::buffers::{BufferPool, page_aligned};
 use crate::model::extent::Extent;
 use crate::model::ids::{BlockId, PackId};
@@ -35,6 +36,7 @@ pub(super) struct PackWriter {
     node: NodeName,
     uploads: Arc<Semaphore>,
     buffers: Arc<BufferPool<BytesMut>>,
+    pace: Option<Arc<Pace>>,
     stored_bytes: Arc<AtomicU64>,
     current: Option<PackBuilder>,
     newest: Option<PackId>,
@@ -50,9 +52,9 @@ impl PackWriter {
         options: &WriterOptions,
         stored_bytes: Arc<AtomicU64>,
     ) -> Self {
-        let (uploads, buffers) = (options.uploads.clone(), options.pack_buffers.clone());
+        let (uploads, buffers, pace) = (options.uploads.clone(), options.pack_buffers.clone(), options.pace.clone());
         let (current, newest, running) = (None, None, JoinSet::new());
-        Self { repository, sealer, folder, node, uploads, buffers, stored_bytes, current, newest, running }
+        Self { repository, sealer, folder, node, uploads, buffers, pace, stored_bytes, current, newest, running }
     }
 
     /// The last pack begun.
@@ -79,6 +81,10 @@ impl PackWriter {
         // An upload that failed ends the run here, not at its end.
         while let Some(ended) = self.running.try_join_next() {
             joined(ended)?;
+        }
+        // Before it takes the place of a node that has no limit.
+        if let Some(pace) = &self.pace {
+            pace.wait(pack.length_with(0) as u64).await;
         }
         let permit = self.uploads.clone().acquire_owned().await.expect("the semaphore is never closed");
         let key = format!("{}{}", self.folder, super::layout::pack_name(pack.pack().pack));

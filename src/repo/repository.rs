@@ -13,6 +13,7 @@ use super::key_box::{self, KeyBox, KeyBoxEntry, Secret};
 use super::reader::twice;
 use super::recent::Recent;
 use super::seal::{self, MANIFEST_BYTES_MAX, MasterKey, SealType, Sealer};
+use super::writer::Writer;
 use super::{RepoError, layout};
 use crate::base::SingleFlight;
 use crate::model::extent::{Segment, SegmentRun};
@@ -58,6 +59,8 @@ pub struct Descriptor {
 pub struct Repository {
     store: Arc<dyn ObjectStore>,
     descriptor: Descriptor,
+    /// Who claims leases and announces snapshots here.
+    pub(super) writer: Writer,
     master: Option<MasterKey>,
     sealers: Mutex<HashMap<String, Arc<Sealer>>>,
     pub(super) manifests: Recent<String, ClusterManifest>,
@@ -172,6 +175,7 @@ impl Repository {
         Self {
             store,
             descriptor,
+            writer: Writer::this_process(),
             master,
             sealers: Mutex::default(),
             manifests: Recent::new(RECENT_BYTES),
@@ -181,6 +185,13 @@ impl Repository {
             tables: Recent::new(RECENT_BYTES),
             loading_tables: SingleFlight::default(),
         }
+    }
+
+    /// The same for a process of another host, for tests.
+    #[cfg(test)]
+    pub(crate) fn seen_from(mut self, host: &str) -> Self {
+        self.writer.host = host.to_owned();
+        self
     }
 
     /// As [`ObjectStore::location`].

@@ -15,6 +15,7 @@ use crate::model::manifest::{
     CaptureProof, Consistency, CutKind, CutRecord, FileClass, Fingerprint, NodeDescription, NodeRecord, NodeStatus, Ownership,
 };
 use crate::model::time::Timestamp;
+use crate::object::faulty::{FaultyStore, Operation};
 use crate::object::memory::MemoryStore;
 use crate::object::{Capabilities, ObjectStore, PutMode, list_all};
 
@@ -388,16 +389,48 @@ async fn what_cannot_be_a_tree_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_with_limits_sends_no_second_pack_before_its_time() {
+    let store = FaultyStore::new(Arc::new(MemoryStore::default()));
+    let capabilities = crate::object::conformance::EVERYTHING;
+    let repository = Arc::new(Repository::init(Arc::new(store.clone()), None, capabilities, NOW).await.expect("inits"));
+    // Hours between two packs.
+    let options = WriterOptions::new(None, 4).limited(Some(1), Some(1000));
+    let node = NodeName::new("node-1").expect("legal");
+    let mut writer = NodeWriter::begin(repository, cluster(), node, SnapshotId::new_v4(), None, options).await.expect("begins");
+    let mut noise = vec![0; 70 << 20];
+    blake3::Hasher::new().finalize_xof().fill(&mut noise);
+    let packs =
+        || store.calls().iter().filter(|(operation, key)| *operation == Operation::Put && key.contains("/packs/")).count();
+    let mut stream = &noise[..];
+    let storing = writer.add_stream(meta("noise"), FileClass::Immutable, SEQUENTIAL_BLOCK_BYTES, &mut stream);
+    tokio::pin!(storing);
+    // So long until it stores the first pack, and then it waits for the second.
+    let mut turns = 0;
+    while turns < 20 {
+        let is_done = tokio::time::timeout(std::time::Duration::from_millis(50), &mut storing).await.is_ok();
+        assert!(!is_done && packs() <= 1, "{} packs", packs());
+        turns += packs();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_writers_of_one_cluster_learn_of_each_other() {
     let store = Arc::new(MemoryStore::default());
     let repository = repository(&store).await;
     let clock: Arc<dyn crate::base::Clock> = Arc::new(crate::base::ManualClock::at(NOW));
-    let guard = repository.announce(&cluster(), SnapshotId::new_v4(), None, clock.clone()).await.expect("announces");
-    let second = repository.announce(&cluster(), SnapshotId::new_v4(), None, clock.clone()).await;
+    let guard = repository.announce(&cluster(), SnapshotId::new_v4(), None, None, clock.clone()).await.expect("announces");
+    let second = repository.announce(&cluster(), SnapshotId::new_v4(), None, None, clock.clone()).await;
     assert!(matches!(second, Err(RepoError::Conflict { .. })));
     assert_eq!(repository.intents(&cluster()).await.expect("lists").len(), 1);
     guard.release().await;
-    let guard = repository.announce(&cluster(), SnapshotId::new_v4(), None, clock).await.expect("announces");
+    let guard = repository.announce(&cluster(), SnapshotId::new_v4(), None, None, clock.clone()).await.expect("announces");
+    // Whoever announced it has lost the lease, or never had it; what it reuses stays pinned.
+    let lease = repository.take_lease(&cluster(), SnapshotId::new_v4(), clock.clone()).await.expect("is free");
+    let uuid = SnapshotId::new_v4();
+    let leader = repository.announce(&cluster(), uuid, None, Some(&lease), clock).await.expect("announces");
+    assert_eq!(repository.intents(&cluster()).await.expect("lists").len(), 2);
+    leader.release().await;
+    lease.release().await;
     guard.release().await;
     assert_eq!(repository.intents(&cluster()).await.expect("lists"), []);
 }

@@ -31,7 +31,7 @@ fn settings(servers: &[Server]) -> Vec<String> {
 }
 
 /// The longest that a node needs to accept a write.
-fn longest_wait(servers: &[Server]) -> Duration {
+pub fn longest_wait(servers: &[Server]) -> Duration {
     let waits = std::thread::scope(|scope| {
         let threads: Vec<_> = servers.iter().map(|server| scope.spawn(|| wait_of(server))).collect();
         threads.into_iter().map(|thread| thread.join().expect("a write is accepted")).collect::<Vec<_>>()

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use super::super::agent::{self as agents, Couriers};
 use super::super::control_args::{DoctorArgs, SourceArgs};
 use super::super::disk_cache;
 use super::super::failure::{Exit, Failure};
 use super::super::served;
 use super::super::wiring::{ClusterNode, Session};
+use crate::agent::remote::CourierError;
 use crate::base::Clock;
 use crate::driver::redis::RIGHTS;
 use crate::model::names::ClusterName;
@@ -104,17 +106,48 @@ async fn clusters(session: &Session, source: &SourceArgs) -> Vec<Check> {
         names = ClusterName::new("given").into_iter().collect();
     }
     let mut checks = Vec::new();
+    let mut couriers = Couriers::new(session);
     for name in names {
+        let config = session.config.clusters.get(&name);
         match session.nodes(&name, source, None).await {
             Err(failure) => checks.push(Check::new(format!("cluster {name}"), Err(failure))),
             Ok((_, nodes)) => {
                 for found in nodes {
+                    if let Some(url) = config.and_then(|config| agents::address(config, &found)) {
+                        checks.push(Check::new(
+                            format!("node {}", found.name),
+                            agent(&mut couriers, &name, &found, &url, &session.clock).await,
+                        ));
+                        continue;
+                    }
                     checks.push(Check::new(format!("node {}", found.name), node(&found, &session.clock).await));
                 }
             }
         }
     }
     checks
+}
+
+/// Whether a node's agent would obey, and what can be seen of the node from here, which is not where it is captured.
+async fn agent(
+    couriers: &mut Couriers<'_>,
+    cluster: &ClusterName,
+    found: &ClusterNode,
+    url: &str,
+    clock: &Arc<dyn Clock>,
+) -> Result<String, Failure> {
+    match couriers.to(url)?.greet(cluster, &found.name).await {
+        Ok(()) if found.redis.is_none() && found.directory.is_none() => {
+            Ok(format!("its agent obeys, {url}; run doctor on its host for the rest"))
+        }
+        Ok(()) => Ok(match node(found, clock).await {
+            Ok(told) => format!("its agent obeys, {url}; {told}"),
+            Err(failure) => format!("its agent obeys, {url}; from here, which need not be so there: {failure}"),
+        }),
+        Err(error @ CourierError::Denied(_)) => Err(Failure::new("denied", format!("its agent: {error}"))),
+        Err(error) => Err(Failure::new("unreachable", format!("its agent: {error}"))
+            .hint("start tintyped there, with listen under [agent]; check address, firewall and certificates")),
+    }
 }
 
 /// Everything that a snapshot does before it pauses anything.

@@ -8,28 +8,30 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use super::super::agent::{self as agents, Couriers};
 use super::super::config::Span;
 use super::super::control_args::SnapshotArgs;
 use super::super::failure::{Exit, Failure};
 use super::super::linked;
 use super::super::local_node::LocalNode;
 use super::super::output::{micros, size};
+use super::super::parents::Parents;
 use super::super::wiring::{ClusterNode, Session};
 use crate::agent::NodeService;
+use crate::agent::desk::ReadBytes;
+use crate::agent::remote::RemoteNode;
 use crate::base::process::host_name;
 use crate::cluster::coordinator::{Coordinator, PublishedSnapshot, SnapshotOptions, SnapshotPhase};
 use crate::model::ids::SnapshotId;
-use crate::model::manifest::{ClusterManifest, Consistency, CutKind, NodeStatus};
+use crate::model::manifest::{Consistency, CutKind, NodeStatus};
 use crate::model::names::{ClusterName, NodeName};
 use crate::node::NodeCapture;
-use crate::repo::{NodeTree, Repository, SnapshotSource, WriterOptions};
+use crate::repo::{Repository, WriterOptions};
 
 /// Long enough for forks of large stores, short enough for clients' timeouts.
 const MAX_PAUSE: Duration = Duration::from_secs(2);
 /// A save of a large store takes minutes.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// Snapshots that are looked at for the newest one that has a node: a node may have been missing from some.
-const PARENTS: usize = 8;
 
 /// Takes the snapshot.
 pub async fn run(session: &Session, args: SnapshotArgs) -> Result<Exit, Failure> {
@@ -58,22 +60,12 @@ pub async fn run(session: &Session, args: SnapshotArgs) -> Result<Exit, Failure>
         adopt: args.adopt,
         tags,
     };
-    let writing = WriterOptions::new(session.level(), session.uploads());
-    let mut services: Vec<Box<dyn NodeService>> = Vec::new();
-    let mut parents = Parents::new(repository.clone(), cluster.clone());
-    let served = linked::served(session, &cluster)?;
-    for node in &nodes {
-        let capture = NodeCapture {
-            repository: repository.clone(),
-            cluster: cluster.clone(),
-            node: node.name.clone(),
-            snapshot: uuid,
-            parent: parents.of(&node.name).await?,
-            options: writing.clone(),
-        };
-        services.push(Box::new(LocalNode::new(node.driver(&session.clock, &served)?, capture)));
-    }
+    let Assembled { services, reads, by_agents } = assemble(session, &args, &repository, &options, &nodes).await?;
     session.output.note(&format!("snapshot {uuid} of {cluster}: {} nodes", nodes.len()));
+    if !by_agents.is_empty() {
+        let here = nodes.len() - by_agents.len();
+        session.output.note(&format!("stored from their own hosts: {}; through this one: {here}", by_agents.join(", ")));
+    }
     let bar = session.output.bar("preparing");
     let output = session.output;
     let phase_bar = bar.clone();
@@ -90,17 +82,75 @@ pub async fn run(session: &Session, args: SnapshotArgs) -> Result<Exit, Failure>
         }
     };
     let coordinator = Coordinator::new(repository, session.clock.clone(), options, services, interruption(), Box::new(on_phase));
-    let progress = writing.progress.clone();
     let running = coordinator.run();
     tokio::pin!(running);
     let outcome = loop {
         tokio::select! {
             outcome = &mut running => break outcome,
-            () = tokio::time::sleep(Duration::from_millis(200)) => bar.set_position(progress.read_bytes.load(Ordering::Relaxed)),
+            () = tokio::time::sleep(Duration::from_millis(200)) => bar.set_position(reads.iter().map(|read| read()).sum()),
         }
     };
     bar.finish_and_clear();
     report(session, &outcome?, &nodes)
+}
+
+/// Who acts for the nodes of a run.
+struct Assembled {
+    services: Vec<Box<dyn NodeService>>,
+    /// What was read for the upload so far, for the progress bar.
+    reads: Vec<ReadBytes>,
+    /// Nodes whose data goes from their own host to the object store, and their agents.
+    by_agents: Vec<String>,
+}
+
+/// For each node its agent, or else a driver and an upload of this process.
+async fn assemble(
+    session: &Session,
+    args: &SnapshotArgs,
+    repository: &Arc<Repository>,
+    options: &SnapshotOptions,
+    nodes: &[ClusterNode],
+) -> Result<Assembled, Failure> {
+    let (cluster, uuid) = (&options.cluster, options.uuid);
+    let writing = WriterOptions::new(session.level(), session.uploads());
+    let progress = writing.progress.clone();
+    let mut assembled = Assembled {
+        services: Vec::new(),
+        reads: vec![Box::new(move || progress.read_bytes.load(Ordering::Relaxed))],
+        by_agents: Vec::new(),
+    };
+    let mut couriers = Couriers::new(session);
+    let mut parents = Parents::new(repository.clone(), cluster.clone());
+    let served = linked::served(session, cluster)?;
+    // What the command line names is reached from here.
+    let config = session.config.clusters.get(cluster).filter(|_| args.source.redis.is_empty() && args.source.files.is_empty());
+    let limits = session.config.clusters.get(cluster).map(|config| config.limits).unwrap_or_default();
+    for node in nodes {
+        if let Some(url) = config.and_then(|config| agents::address(config, node)) {
+            if args.capture.is_some() {
+                return Err(Failure::usage(format!("--capture: {} is captured by its agent, {url}", node.name))
+                    .hint(format!("write capture under [clusters.{cluster}] into the agent's configuration")));
+            }
+            let (courier, clock) = (couriers.to(&url)?, session.clock.clone());
+            let id = repository.descriptor().repository;
+            let remote = RemoteNode::new(courier, clock, id, cluster.clone(), node.name.clone(), uuid);
+            let read_bytes = remote.read_bytes();
+            assembled.reads.push(Box::new(move || read_bytes.load(Ordering::Relaxed)));
+            assembled.services.push(Box::new(remote));
+            assembled.by_agents.push(format!("{} by {url}", node.name));
+            continue;
+        }
+        let capture = NodeCapture {
+            repository: repository.clone(),
+            cluster: cluster.clone(),
+            node: node.name.clone(),
+            snapshot: uuid,
+            parent: parents.of(&node.name).await?,
+            options: limits.apply(&writing)?,
+        };
+        assembled.services.push(Box::new(LocalNode::new(node.driver(&session.clock, &served)?, capture)));
+    }
+    Ok(assembled)
 }
 
 /// Where the object store refuses no second writer, nothing tells two coordinators apart: one host takes the snapshots. What is
@@ -160,42 +210,6 @@ fn chosen(
             .hint(format!("its nodes: {}", known.join(", "))));
     }
     Ok(nodes.into_iter().partition(|node| names.is_empty() || names.iter().any(|name| node.name.as_str() == name)))
-}
-
-/// For each node the newest snapshot that has it.
-struct Parents {
-    repository: Arc<Repository>,
-    cluster: ClusterName,
-    manifests: Option<Vec<Arc<ClusterManifest>>>,
-}
-
-impl Parents {
-    fn new(repository: Arc<Repository>, cluster: ClusterName) -> Self {
-        Self { repository, cluster, manifests: None }
-    }
-
-    async fn of(&mut self, node: &NodeName) -> Result<Option<NodeTree>, Failure> {
-        if self.manifests.is_none() {
-            let mut manifests = Vec::new();
-            for listed in self.repository.newest(&self.cluster, PARENTS).await? {
-                // A damaged earlier snapshot must not keep the next one from being taken.
-                match self.repository.manifest(&listed).await {
-                    Ok(manifest) => manifests.push(manifest),
-                    Err(error) => tracing::warn!(%error, "an earlier snapshot cannot be reused"),
-                }
-            }
-            self.manifests = Some(manifests);
-        }
-        for manifest in self.manifests.iter().flatten() {
-            if manifest.node(node).is_some_and(|record| record.status == NodeStatus::Completed) {
-                match self.repository.open_node(manifest, node).await {
-                    Ok(tree) => return Ok(Some(tree)),
-                    Err(error) => tracing::warn!(%error, "an earlier snapshot cannot be reused"),
-                }
-            }
-        }
-        Ok(None)
-    }
 }
 
 fn report(session: &Session, published: &PublishedSnapshot, asked: &[ClusterNode]) -> Result<Exit, Failure> {

@@ -27,6 +27,7 @@ use super::pack_writer::PackWriter;
 use super::repository::Repository;
 use super::seal::{SealType, Sealer, sealed_bytes_max};
 use super::{NodeTree, PlacedEntry, RepoError, layout};
+use crate::base::Pace;
 use crate::base::buffers::{BufferPool, read_exact_at};
 use crate::model::extent::{Extent, LITERAL_BYTES_MAX, Segment};
 use crate::model::ids::{BlockId, SnapshotId};
@@ -58,6 +59,8 @@ pub struct WriterOptions {
     pub block_buffers: Arc<BufferPool<Vec<u8>>>,
     /// Packs.
     pub pack_buffers: Arc<BufferPool<BytesMut>>,
+    /// No more bytes a second than this, on average: a pack goes at once.
+    pub pace: Option<Arc<Pace>>,
     /// Counted as it goes.
     pub progress: Arc<Progress>,
 }
@@ -74,8 +77,22 @@ impl WriterOptions {
             uploads: Arc::new(Semaphore::new(uploads)),
             block_buffers: Arc::new(BufferPool::new(blocks + cores)),
             pack_buffers: Arc::new(BufferPool::new(uploads + 1)),
+            pace: None,
             progress: Arc::default(),
         }
+    }
+
+    /// For a node of its own: at most so many cores at work on its blocks, and so many bytes a second. What is not said stays
+    /// shared with the other nodes.
+    pub fn limited(&self, cores: Option<usize>, bytes_per_second: Option<u64>) -> Self {
+        let mut limited = self.clone();
+        if let Some(cores) = cores {
+            limited.blocks = Arc::new(Semaphore::new(cores.max(1)));
+        }
+        if let Some(bytes) = bytes_per_second {
+            limited.pace = Some(Arc::new(Pace::new(bytes)));
+        }
+        limited
     }
 }
 
