@@ -5,3 +5,5 @@ mod identity;
 mod memory;
 mod records;
 pub mod restore;
+#[cfg(test)]
+mod simulation_tests;
