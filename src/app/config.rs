@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 
 use super::failure::Failure;
 use crate::model::names::{ClusterName, NodeName};
+use crate::node::SpoolOptions;
 use crate::repo::WriterOptions;
 
 /// The repository takes no shorter ones, see `repo/FORMAT.md`.
@@ -193,6 +194,8 @@ pub struct LimitsConfig {
     pub bandwidth: Option<Bytes>,
     /// Cores that compress and seal at once.
     pub cores: Option<usize>,
+    /// Bytes of a dump that may wait on a disk of the host that stores it.
+    pub spool: Option<Bytes>,
 }
 
 impl LimitsConfig {
@@ -210,6 +213,11 @@ impl LimitsConfig {
             return Err(Failure::usage("limits: cores = 0").hint("leave it out for no limit"));
         }
         Ok(writing.limited(self.cores, bandwidth))
+    }
+
+    /// Where dumps wait that come faster than they are stored.
+    pub fn spool(&self, state_directory: &Path) -> Option<SpoolOptions> {
+        self.spool.map(|limit| SpoolOptions { directory: state_directory.join("spool"), limit_bytes: limit.0 })
     }
 }
 
@@ -458,8 +466,8 @@ mod tests {
         );
         let refused = |limits: LimitsConfig| limits.apply(&limited).expect_err("too little").exit;
         let (bandwidth, usage) = (Some(Bytes(1000)), super::super::failure::Exit::Usage);
-        assert_eq!(refused(LimitsConfig { bandwidth, cores: None }), usage);
-        assert_eq!(refused(LimitsConfig { bandwidth: None, cores: Some(0) }), usage);
+        assert_eq!(refused(LimitsConfig { bandwidth, ..LimitsConfig::default() }), usage);
+        assert_eq!(refused(LimitsConfig { cores: Some(0), ..LimitsConfig::default() }), usage);
         assert_eq!(cluster.max_pause, Some(Span(Duration::from_millis(500))));
         assert_eq!(config.repository.compression, Some(Compression(Some(3))));
     }

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::sync::Arc;
 
+use super::spool::{SpoolOptions, Spooled};
 use crate::driver::files::is_still;
 use crate::driver::{CapturedContent, CapturedEntry, DriverError, StoreDriver, StoredFile};
 use crate::model::ids::SnapshotId;
@@ -31,6 +32,8 @@ pub struct NodeCapture {
     pub parent: Option<NodeTree>,
     /// How to store.
     pub options: WriterOptions,
+    /// Where a dump waits that comes faster than it is stored; absent: it is read no faster.
+    pub spool: Option<SpoolOptions>,
 }
 
 /// Why a node was not stored.
@@ -100,7 +103,11 @@ impl NodeCapture {
             CapturedContent::Literal(bytes) => {
                 writer.add_stream(meta, class, block_bytes, &mut &bytes[..]).await?;
             }
-            CapturedContent::Stream(mut stream) => {
+            CapturedContent::Stream(stream) => {
+                let mut stream = match &self.spool {
+                    Some(spool) => Box::new(Spooled::new(self.node.as_str(), stream, spool)),
+                    None => stream,
+                };
                 writer.add_stream(meta, class, block_bytes, &mut stream).await.map_err(|error| self.source(error))?;
                 return Ok(Some(stream.finish().await?));
             }

@@ -14,6 +14,7 @@ mod restore_link;
 mod restore_stage;
 mod servers;
 mod site;
+mod spool;
 mod swap;
 #[cfg(test)]
 mod swap_tests;
@@ -30,4 +31,5 @@ pub use restore_error::RestoreError;
 pub use restore_link::copied_by_links;
 pub use servers::ServerLimits;
 pub use site::used_bytes;
+pub use spool::SpoolOptions;
 pub use swap::{Recovered, RecoveredTo, Steps, recover, settle, swap, swap_back};

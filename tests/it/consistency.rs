@@ -214,6 +214,7 @@ impl Stage {
                 snapshot: uuid,
                 parent: None,
                 options: WriterOptions::new(Some(-1), 2),
+                spool: None,
             };
             let driver = driver(self, server);
             nodes.push(Box::new(LocalNode::new(driver, capture)));

@@ -22,6 +22,7 @@ mod restore_owner;
 mod ring;
 mod semantics;
 mod sentinel;
+mod spool;
 mod support;
 mod user_mount;
 mod warm;

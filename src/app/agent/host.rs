@@ -160,6 +160,7 @@ impl HostNodes {
             snapshot: ticket.snapshot,
             parent: Parents::new(repository, cluster.clone()).of(node).await.map_err(failed)?,
             options: WriterOptions { progress: progress.clone(), ..config.limits.apply(&self.writing).map_err(failed)? },
+            spool: config.limits.spool(&session.state_directory()),
         };
         let read_bytes = Box::new(move || progress.read_bytes.load(Ordering::Relaxed));
         Ok(Assigned { node: Box::new(LocalNode::new(driver, capture)), read_bytes })

@@ -147,6 +147,7 @@ async fn assemble(
             snapshot: uuid,
             parent: parents.of(&node.name).await?,
             options: limits.apply(&writing)?,
+            spool: limits.spool(&session.state_directory()),
         };
         assembled.services.push(Box::new(LocalNode::new(node.driver(&session.clock, &served)?, capture)));
     }
