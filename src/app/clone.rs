@@ -4,7 +4,6 @@
 //! it, so that no other daemon's end or restart touches it. The record is there first and goes last.
 
 use std::fs::File;
-use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
@@ -24,6 +23,7 @@ use super::mountpoint::{PATIENCE, within};
 use super::notify::Supervisor;
 use super::renewal::Renewable;
 use super::wiring::Session;
+use crate::base::durable;
 use crate::base::file_lock::{Hold, MOMENT, lock_file};
 use crate::cache::{DiskOptions, FileCache, MemoryCache, SharedCache};
 use crate::fs::About;
@@ -134,16 +134,9 @@ impl CloneRecords {
 
     /// Writes a record durably.
     pub fn write(&self, record: &CloneRecord) -> Result<(), Failure> {
-        let (path, temporary) = (self.path(record.id), self.directory.join(format!("{}.new", record.id)));
+        let path = self.path(record.id);
         let text = serde_json::to_vec_pretty(record).map_err(|error| Failure::new("internal", error.to_string()))?;
-        let write = || {
-            let mut file = File::create(&temporary)?;
-            file.write_all(&text)?;
-            file.sync_all()?;
-            std::fs::rename(&temporary, &path)?;
-            File::open(&self.directory)?.sync_all()
-        };
-        write().map_err(file_failure(&path))
+        durable::replace(&path, &text).map_err(file_failure(&path))
     }
 
     /// Forgets a clone.

@@ -28,6 +28,7 @@ pub mod output;
 mod parents;
 pub mod renewal;
 pub mod served;
+pub mod snapshot;
 pub mod telemetry;
 pub mod wiring;
 

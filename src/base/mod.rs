@@ -1,9 +1,10 @@
-//! The ground floor: time, pace, retry, buffers, large writes, locks, the host's accounts and processes, and sharing of work that is already under way.
+//! The ground floor: time, pace, retry, buffers, large and durable writes, locks, the host's accounts and processes, and sharing of work that is already under way.
 
 pub mod accounts;
 pub mod buffers;
 pub mod clock;
 pub mod direct;
+pub mod durable;
 pub mod file_lock;
 pub mod pace;
 pub mod process;

@@ -7,7 +7,6 @@
 //! process that works on it, and the kernel gives it back when that dies.
 
 use std::fs::File;
-use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,6 +16,7 @@ use uuid::Uuid;
 
 use super::fresh_directory::sync_directory;
 use super::restore_error::{RestoreError, blocking};
+use crate::base::durable;
 use crate::base::file_lock::{Hold, MOMENT, lock_file};
 use crate::model::ids::SnapshotId;
 use crate::model::names::{NodeName, json_bytes};
@@ -218,13 +218,9 @@ impl StateDirectory {
     /// Writes a record so that it survives a loss of power.
     pub fn write(&self, record: &RestoreRecord) -> Result<(), RestoreError> {
         let path = self.path(record)?;
-        let temporary = path.with_extension("json.new");
         let mut text = serde_json::to_vec_pretty(record).expect("plain structures serialize");
         text.push(b'\n');
-        let mut file = File::create(&temporary).map_err(RestoreError::file("write", &temporary))?;
-        file.write_all(&text).and_then(|()| file.sync_all()).map_err(RestoreError::file("write", &temporary))?;
-        std::fs::rename(&temporary, &path).map_err(RestoreError::file("rename", &temporary))?;
-        sync_directory(&self.restores)
+        durable::replace(&path, &text).map_err(RestoreError::file("write", &path))
     }
 
     /// Forgets a record; one that is gone is fine.

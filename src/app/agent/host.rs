@@ -23,7 +23,7 @@ use crate::agent::desk::{Assigned, Desk, NodeFactory};
 use crate::agent::server::{self, RustlsConfig};
 use crate::agent::tls::{self, TlsFiles};
 use crate::agent::{NodeError, NodeErrorKind, Ticket};
-use crate::base::SystemClock;
+use crate::base::{SystemClock, durable};
 use crate::node::NodeCapture;
 use crate::repo::{Progress, Repository, WriterOptions};
 
@@ -198,13 +198,9 @@ fn remember_epoch(session: &Session, ticket: &Ticket) -> Result<(), NodeError> {
     if ticket.epoch == known {
         return Ok(());
     }
-    let new = directory.join(format!(".{}.new", ticket.node));
     let write = || {
         std::fs::create_dir_all(&directory)?;
-        std::fs::write(&new, format!("{}\n", ticket.epoch))?;
-        std::fs::File::open(&new)?.sync_all()?;
-        std::fs::rename(&new, &path)?;
-        std::fs::File::open(&directory)?.sync_all()
+        durable::replace(&path, format!("{}\n", ticket.epoch).as_bytes())
     };
     write().map_err(|error: std::io::Error| failed(&error))
 }
