@@ -20,6 +20,7 @@ pub mod failure;
 mod guard;
 mod linked;
 pub mod local_node;
+pub mod local_restore;
 pub mod mount;
 mod mount_memory;
 mod mountpoint;

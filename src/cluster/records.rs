@@ -58,6 +58,7 @@ pub(super) fn run_record(
         (member.name.clone(), outcome)
     });
     RunRecord {
+        restored_into: None,
         uuid: options.uuid,
         cluster: options.cluster.clone(),
         date: outcome.as_ref().ok().map(|published| published.listed.date),
@@ -76,6 +77,7 @@ pub(super) fn run_record(
 /// How the run of a coordinator ended that died, or was cut off, on its way.
 pub(super) fn death_record(options: &SnapshotOptions, died: &Lease, ended_at: Timestamp) -> RunRecord {
     RunRecord {
+        restored_into: None,
         uuid: died.uuid,
         cluster: options.cluster.clone(),
         date: None,

@@ -29,6 +29,12 @@ pub(super) fn check_place<'a>(
     refusals: &mut Refusals,
 ) -> Option<&'a DirectoryFacts> {
     let name = &target.node;
+    if let Some(fault) = &target.agent_fault {
+        let agent = target.agent.as_deref().unwrap_or_default();
+        let next = format!("see that tintyped runs there and obeys: `tintype doctor` asks {agent}");
+        refusals.add(RefusalCode::AgentAway, name, format!("its agent: {fault}"), next);
+        return None;
+    }
     let Some(directory) = &target.directory else {
         let next = format!(
             "set data_directory in [clusters.{}.nodes.{name}] if its files are on this host, else run the restore there or use --directory",

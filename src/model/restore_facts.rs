@@ -91,6 +91,12 @@ impl SourceFacts {
 pub struct TargetFacts {
     /// Its configured name; empty where only files are placed.
     pub node: String,
+    /// The agent on whose host it is; `None`: this host.
+    #[serde(default)]
+    pub agent: Option<String>,
+    /// Why that agent could not be asked: nothing else is known then.
+    #[serde(default)]
+    pub agent_fault: Option<String>,
     /// Its data directory on this host; `None` where the configuration names none.
     pub directory: Option<DirectoryFacts>,
     /// The node whose replica it is configured to be.

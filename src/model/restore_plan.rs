@@ -62,6 +62,9 @@ pub struct NodePlan {
     pub source: NodeName,
     /// The node that is replaced.
     pub target: String,
+    /// The agent on whose host it is; `None`: this host.
+    #[serde(default)]
+    pub agent: Option<String>,
     /// The directory that is replaced.
     pub directory: PathBuf,
     /// What becomes of it.
@@ -108,6 +111,17 @@ pub struct NodePlan {
     pub before: Option<ServerFacts>,
     /// Keys to be found again.
     pub keys: Option<KeyCounts>,
+}
+
+impl NodePlan {
+    /// What was promised to who agreed to the plan, and may not differ when it is carried out; for comparing alone. What is only
+    /// told (sizes, free space) may have changed since.
+    pub fn promise(&self) -> String {
+        let before = self.before.as_ref().map(|server| (&server.role, &server.slots));
+        let what = (&self.source, &self.target, &self.directory, self.content, self.method, self.swap, self.owner, &self.fit);
+        let how = (self.stop, &self.guard, self.start, self.save_first, before);
+        serde_json::to_string(&(what, how)).expect("plain structures serialize")
+    }
 }
 
 /// What becomes of a node.
@@ -200,6 +214,7 @@ pub enum RefusalCode {
     MissingInSnapshot,
     UnknownMapping,
     NotOnThisHost,
+    AgentAway,
     ForeignDirectory,
     OtherDirectory,
     TooLittleSpace,
@@ -280,6 +295,25 @@ impl RestorePlan {
         }
     }
 
+    /// What one target decides for itself, from what it sees there: the same as in the plan of all, or what is in the way. Its
+    /// replicas, or the node that it is a replica of, are not looked at.
+    pub fn of_target(
+        id: Uuid,
+        snapshot: &ClusterManifest,
+        source: &SourceFacts,
+        target: &TargetFacts,
+        content: Content,
+        request: &RestoreRequest,
+    ) -> Result<NodePlan, Vec<Refusal>> {
+        let mut refusals = Refusals(Vec::new());
+        let planned = match content {
+            Content::Restored => plan_node(id, snapshot, source, target, request, &mut refusals, &mut Vec::new()),
+            Content::Emptied => plan_replica(id, source, target, request, &mut refusals),
+        };
+        check_shared_space(planned.as_slice(), std::slice::from_ref(target), &mut refusals);
+        planned.filter(|_| refusals.0.is_empty()).ok_or(refusals.0)
+    }
+
     /// What the largest node has to load: all load at the same time.
     pub fn largest_bytes(&self) -> u64 {
         largest_bytes(&self.nodes)
@@ -337,6 +371,7 @@ fn plan_node(
         id,
         source: source.node.clone(),
         target: name.clone(),
+        agent: target.agent.clone(),
         directory: directory.resolved.clone(),
         content: Content::Restored,
         method: request.method,
@@ -381,6 +416,7 @@ fn plan_replica(
         id,
         source: source.node.clone(),
         target: target.node.clone(),
+        agent: target.agent.clone(),
         directory: directory.resolved.clone(),
         content: Content::Emptied,
         method: Method::Copy,
@@ -408,20 +444,21 @@ fn plan_replica(
 
 /// Targets on one file system need their space together.
 fn check_shared_space(nodes: &[NodePlan], targets: &[TargetFacts], refusals: &mut Refusals) {
-    // Equal free space is the only sign of one file system that the facts carry; two that agree to the byte by
+    // Equal free space on one host is the only sign of one file system that the facts carry; two that agree to the byte by
     // chance are then refused together only where they would be tight anyway.
-    let mut by_free: Vec<(u64, u64, Vec<&NodePlan>)> = Vec::new();
+    let mut by_free: Vec<((Option<&str>, u64), u64, Vec<&NodePlan>)> = Vec::new();
     for node in nodes {
         let needed = node.bytes + node.files * FILE_OVERHEAD_BYTES;
-        match by_free.iter_mut().find(|(free, _, _)| *free == node.free_bytes) {
+        let place = (node.agent.as_deref(), node.free_bytes);
+        match by_free.iter_mut().find(|(known, _, _)| *known == place) {
             Some((_, sum, members)) => {
                 *sum += needed;
                 members.push(node);
             }
-            None => by_free.push((node.free_bytes, needed, vec![node])),
+            None => by_free.push((place, needed, vec![node])),
         }
     }
-    for (free, needed, members) in by_free {
+    for ((_, free), needed, members) in by_free {
         let is_known = targets.iter().any(|target| {
             target.node == members[0].target && target.directory.as_ref().is_some_and(|directory| directory.fault.is_none())
         });
@@ -446,6 +483,7 @@ impl NodePlan {
             id: Uuid::new_v4(),
             source: NodeName::new("node-1").expect("legal"),
             target: target.to_owned(),
+            agent: None,
             directory,
             content: Content::Restored,
             method: Method::Copy,

@@ -73,6 +73,8 @@ fn target(node: &str) -> TargetFacts {
             ..ServerFacts::default()
         }),
         replica_of: None,
+        agent: None,
+        agent_fault: None,
         server_fault: None,
         has_stop: true,
         has_start: true,

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::sync::{Mutex, watch};
+use uuid::Uuid;
 
 use super::journal::{RestoreRecord, StateDirectory, Step, TargetLock};
 use super::mount_host::MountHost;
@@ -331,6 +332,20 @@ impl LocalRestore {
                 }
                 _ => server.start(&plan.directory).await?,
             };
+        }
+        Ok(())
+    }
+
+    /// The same for who comes after a process that died in the restore `id`: what that has written down tells how far it was.
+    /// `was_stopped`: the server ran before, and was stopped for it.
+    pub async fn undo_of_another(&self, id: Uuid, was_stopped: bool) -> Result<(), RestoreError> {
+        let found = self.state.in_place(&self.cluster, &self.node)?;
+        if found.is_some_and(|record| record.id == id) {
+            return self.roll_back(was_stopped).await.map(drop);
+        }
+        let (Some(server), Some(directory)) = (&self.server, &self.site.data_directory) else { return Ok(()) };
+        if was_stopped && !self.site.start.is_empty() && server.control.look().await?.is_none() {
+            server.start(directory).await?;
         }
         Ok(())
     }

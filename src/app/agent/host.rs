@@ -19,7 +19,9 @@ use super::super::local_node::LocalNode;
 use super::super::parents::Parents;
 use super::super::wiring::Session;
 use super::Door;
+use super::restores::HostRestores;
 use crate::agent::desk::{Assigned, Desk, NodeFactory};
+use crate::agent::restore_desk::RestoreDesk;
 use crate::agent::server::{self, RustlsConfig};
 use crate::agent::tls::{self, TlsFiles};
 use crate::agent::{NodeError, NodeErrorKind, Ticket};
@@ -68,9 +70,11 @@ impl HostAgent {
     /// Serves until `stop`.
     pub async fn serve(self, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), Failure> {
         tracing::info!(address = %self.door.address, tls = self.tls.is_some(), "the agent takes orders");
-        let desk = Arc::new(Desk::new(self.nodes, Arc::new(SystemClock::default())));
+        let clock = Arc::new(SystemClock::default());
+        let restores = Arc::new(RestoreDesk::new(Arc::new(HostRestores::new(self.nodes.clone())), clock.clone()));
+        let desk = Arc::new(Desk::new(self.nodes, clock));
         let renewing = tokio::spawn(renew(self.tls.clone().zip(self.door.tls)));
-        let served = server::serve(self.listener, self.tls, self.door.token, desk, stop).await;
+        let served = server::serve(self.listener, self.tls, self.door.token, (desk, restores), stop).await;
         renewing.abort();
         served.map_err(|error| Failure::new("system", format!("the agent: {error}")))
     }
@@ -99,8 +103,8 @@ async fn renew(tls: Option<(RustlsConfig, TlsFiles)>) {
 
 /// The nodes of this host's configuration.
 #[derive(Debug)]
-struct HostNodes {
-    common: CommonArgs,
+pub(super) struct HostNodes {
+    pub(super) common: CommonArgs,
     /// Blocks and packs in flight, of all nodes together.
     writing: WriterOptions,
     /// The one opened last: a passphrase takes a second of a core.
@@ -108,7 +112,8 @@ struct HostNodes {
 }
 
 impl HostNodes {
-    async fn repository(&self, session: &Session, wanted: Uuid) -> Result<Arc<Repository>, Failure> {
+    /// The repository of the configuration, opened once for all who come with the same one.
+    pub(super) async fn repository(&self, session: &Session, wanted: Uuid) -> Result<Arc<Repository>, Failure> {
         let mut opened = self.repository.lock().await;
         // However it is reached: another endpoint or passphrase is to hold from the next snapshot on.
         let place = format!("{} {:?}", session.url()?, session.config.repository);

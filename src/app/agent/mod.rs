@@ -15,6 +15,7 @@ use crate::agent::client::HttpCourier;
 use crate::agent::tls::{self, TlsFiles};
 
 pub mod host;
+mod restores;
 
 impl From<&AgentTlsConfig> for TlsFiles {
     fn from(config: &AgentTlsConfig) -> Self {

@@ -12,7 +12,7 @@ mod export;
 pub mod helper;
 mod init;
 mod key;
-mod linking;
+pub mod linking;
 mod mounting;
 pub mod restore;
 mod restoring;

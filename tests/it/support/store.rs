@@ -145,6 +145,7 @@ impl Store {
             replica_of: None,
             host: None,
             server: Some(RedisOptions::new(node, format!("redis://127.0.0.1:{}", self.port))),
+            agent: None,
         }
     }
 
