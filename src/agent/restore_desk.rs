@@ -56,6 +56,8 @@ pub struct RestoreStanding {
     pub is_done: bool,
     /// Why it takes no more orders.
     pub over: Option<String>,
+    /// Nothing is under way any more, and nothing of the node is held.
+    pub is_gone: bool,
     /// How far the placing is.
     pub placed: Placed,
 }

@@ -194,6 +194,7 @@ impl RestoreSession {
             order: last.map(|(order, _)| order.verb()),
             is_done: last.is_some_and(|(_, answer)| answer.is_some()),
             over: state.over.clone(),
+            is_gone: state.is_gone,
             placed: state.node.as_ref().map_or_else(Placed::default, |node| node.placed()),
         }
     }

@@ -1,5 +1,6 @@
 //! The integration tests: real servers, the real kernel, the independent reader. One binary, so that linking happens once.
 
+mod agent_restore;
 mod agents;
 mod cli;
 mod consistency;
