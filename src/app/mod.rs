@@ -30,6 +30,7 @@ mod parents;
 pub mod renewal;
 pub mod served;
 pub mod snapshot;
+pub mod status;
 pub mod telemetry;
 pub mod wiring;
 

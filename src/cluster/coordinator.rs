@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::identity::stranger;
 use super::memory::lacks_memory;
-use super::records::{death_record, publication, run_record};
+use super::records::{publication, run_record};
 use crate::agent::orders::{Answer, Order, serve};
 use crate::agent::{NodeError, NodeErrorKind, NodeService, UploadReceipt};
 use crate::base::Clock;
@@ -211,14 +211,11 @@ impl Coordinator {
         let died = lease.and_then(LeaseGuard::predecessor);
         if let Some(died) = died {
             // Its lease is over, and with it whatever it had announced.
-            self.repository.withdraw(&self.options.cluster, died.uuid).await?;
+            self.repository.bury(&self.options.cluster, died, started_at).await?;
         }
         let (cluster, uuid) = (&self.options.cluster, self.options.uuid);
-        let guard = self.repository.announce(cluster, uuid, parent, lease, self.clock.clone()).await?;
-        // Whoever asks for the snapshot of one that died is told so.
-        if let Some(died) = died.filter(|died| !newest.iter().any(|listed| listed.uuid == died.uuid)) {
-            self.record(&death_record(&self.options, died, started_at)).await;
-        }
+        let nodes = self.members.iter().map(|member| member.name.clone()).collect();
+        let guard = self.repository.announce(cluster, uuid, parent, nodes, lease, self.clock.clone()).await?;
         let outcome = self.attempt(newest, lease).await;
         // Closing their channels tells the nodes to give back; each does so within its own deadlines.
         self.lifeline = None;

@@ -1,6 +1,5 @@
 //! What is stored of a run: the snapshot that its members make, and how it ended.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::coordinator::{Member, PublishedSnapshot, SnapshotError, SnapshotOptions};
@@ -8,7 +7,10 @@ use crate::model::cut::CutTimes;
 use crate::model::manifest::{CaptureProof, Consistency, CutRecord, NodeDescription, NodeRecord, NodeStatus, NodeTotals};
 use crate::model::names::NodeName;
 use crate::model::time::Timestamp;
-use crate::repo::{Lease, NodeOutcome, Publication, RunRecord, RunStatus};
+use crate::repo::{NodeOutcome, Publication, RunRecord, RunStatus};
+
+/// Why a node of the cluster is no part of a snapshot of the others.
+const NOT_ASKED_FOR: &str = "it was not asked for";
 
 /// The snapshot that the members make.
 pub(super) fn publication(options: &SnapshotOptions, members: &[Member], cut_at: Timestamp, times: CutTimes) -> Publication {
@@ -57,6 +59,10 @@ pub(super) fn run_record(
         };
         (member.name.clone(), outcome)
     });
+    let left_out = options.left_out.iter().map(|name| {
+        let reason = Some(NOT_ASKED_FOR.to_owned());
+        (name.clone(), NodeOutcome::empty(NodeStatus::Missing, reason))
+    });
     RunRecord {
         restored_into: None,
         uuid: options.uuid,
@@ -70,22 +76,7 @@ pub(super) fn run_record(
         reason: outcome.as_ref().err().map(ToString::to_string),
         started_at,
         ended_at,
-        nodes: nodes.collect(),
-    }
-}
-
-/// How the run of a coordinator ended that died, or was cut off, on its way.
-pub(super) fn death_record(options: &SnapshotOptions, died: &Lease, ended_at: Timestamp) -> RunRecord {
-    RunRecord {
-        restored_into: None,
-        uuid: died.uuid,
-        cluster: options.cluster.clone(),
-        date: None,
-        status: RunStatus::Failed,
-        reason: Some(format!("its coordinator died or was cut off: {}", died.writer)),
-        started_at: died.taken_at,
-        ended_at,
-        nodes: BTreeMap::new(),
+        nodes: nodes.chain(left_out).collect(),
     }
 }
 
@@ -110,7 +101,7 @@ fn left_out(name: &NodeName) -> NodeRecord {
     NodeRecord {
         name: name.clone(),
         status: NodeStatus::Missing,
-        reason: Some("it was not asked for".to_owned()),
+        reason: Some(NOT_ASKED_FOR.to_owned()),
         manifest: None,
         description: NodeDescription::default(),
         proof: CaptureProof::none(),

@@ -11,10 +11,10 @@ use super::lease::LeaseGuard;
 use super::repository::Repository;
 use super::seal::SealType;
 use super::writer::{RENEWAL, Writer, expiry};
-use super::{RepoError, layout};
+use super::{Lease, RepoError, RunRecord, layout};
 use crate::base::Clock;
 use crate::model::ids::SnapshotId;
-use crate::model::names::ClusterName;
+use crate::model::names::{ClusterName, NodeName};
 use crate::model::time::Timestamp;
 use crate::object::{ObjectError, PutMode, list_all};
 
@@ -32,11 +32,14 @@ pub struct Intent {
     pub writer: Writer,
     /// The snapshot whose blocks are reused.
     pub parent: Option<SnapshotId>,
+    /// The nodes that are asked for; empty where its writer is of a version that did not say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<NodeName>,
 }
 
 /// A new one.
-fn own(writer: Writer, uuid: SnapshotId, parent: Option<SnapshotId>, now: Timestamp) -> Intent {
-    Intent { uuid, started_at: now, expires_at: expiry(now), writer, parent }
+fn own(writer: Writer, uuid: SnapshotId, parent: Option<SnapshotId>, nodes: Vec<NodeName>, now: Timestamp) -> Intent {
+    Intent { uuid, started_at: now, expires_at: expiry(now), writer, parent, nodes }
 }
 
 impl Intent {
@@ -89,23 +92,69 @@ impl Repository {
         Ok(intents)
     }
 
-    /// Removes the intent of a writer that is known to be dead. One that is not there is fine.
-    pub async fn withdraw(&self, cluster: &ClusterName, uuid: SnapshotId) -> Result<(), RepoError> {
-        Ok(self.store().delete(&layout::intent(cluster, uuid)).await?)
+    /// The intent of a snapshot, and its cluster: asked for by name in each cluster of the repository, also in those that have
+    /// no snapshot yet.
+    pub async fn find_intent(&self, uuid: SnapshotId) -> Result<Option<(ClusterName, Intent)>, RepoError> {
+        let folders = self.store().list_folders(layout::CLUSTERS).await?;
+        for cluster in folders.into_iter().filter_map(|folder| ClusterName::new(folder).ok()) {
+            if let Some(intent) = self.read_intent(&cluster, uuid).await? {
+                return Ok(Some((cluster, intent)));
+            }
+        }
+        Ok(None)
     }
 
-    /// Announces a writer; dead ones are cleared away. Without a lease: [`RepoError::Conflict`] while another one is alive. Who
-    /// has the lease is kept from nothing by what others have announced: they have lost it, whatever their clocks say.
+    async fn read_intent(&self, cluster: &ClusterName, uuid: SnapshotId) -> Result<Option<Intent>, RepoError> {
+        match self.get_sealed(&layout::intent(cluster, uuid), SealType::Intent, cluster.as_str()).await {
+            Ok((intent, ..)) => Ok(Some(intent)),
+            Err(RepoError::Object(ObjectError::NotFound { .. })) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The holder of this lease died: its run is recorded as failed, its nodes with it, and its intent removed. A run that is
+    /// recorded already, and an intent that is not there, are fine.
+    pub async fn bury(&self, cluster: &ClusterName, died: &Lease, now: Timestamp) -> Result<(), RepoError> {
+        let intent = match self.read_intent(cluster, died.uuid).await {
+            Ok(intent) => intent,
+            // Nobody can say what it claimed, and backups must go on.
+            Err(error @ (RepoError::Corrupt { .. } | RepoError::TooNew { .. })) => {
+                tracing::warn!(%error, "what a dead writer had announced cannot be read");
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        let nodes = intent.map(|intent| intent.nodes).unwrap_or_default();
+        self.record_death(RunRecord::of_the_dead(cluster, (died.uuid, died.taken_at), &died.writer, &nodes, now)).await
+    }
+
+    /// Whoever asks for the snapshot of one that died is told so by its record; then its intent is removed.
+    async fn record_death(&self, record: RunRecord) -> Result<(), RepoError> {
+        let is_published = self.list_snapshots(&record.cluster).await?.iter().any(|listed| listed.uuid == record.uuid);
+        // Of one that came so far the manifest tells.
+        let recorded = if is_published { Ok(()) } else { self.record_run(&record).await };
+        if let Err(error) = recorded {
+            // The intent stays for the next one that comes.
+            tracing::warn!(%error, snapshot = %record.uuid, "that a coordinator died could not be recorded");
+            return Ok(());
+        }
+        Ok(self.store().delete(&layout::intent(&record.cluster, record.uuid)).await?)
+    }
+
+    /// Announces a writer, and for which nodes; dead ones are cleared away. Without a lease: [`RepoError::Conflict`] while another
+    /// one is alive. Who has the lease is kept from nothing by what others have announced: they have lost it, whatever their clocks
+    /// say.
     pub async fn announce(
         self: &Arc<Self>,
         cluster: &ClusterName,
         uuid: SnapshotId,
         parent: Option<SnapshotId>,
+        nodes: Vec<NodeName>,
         lease: Option<&LeaseGuard>,
         clock: Arc<dyn Clock>,
     ) -> Result<IntentGuard, RepoError> {
         let key = layout::intent(cluster, uuid);
-        let mut intent = own(self.writer.clone(), uuid, parent, Timestamp(clock.wall_us()));
+        let mut intent = own(self.writer.clone(), uuid, parent, nodes, Timestamp(clock.wall_us()));
         self.put_sealed(&key, SealType::Intent, cluster.as_str(), &intent, PutMode::Create).await?;
         // Written before the others are read: of two that start at once, at least one sees the other.
         for other in self.read_intents(cluster).await? {
@@ -133,7 +182,8 @@ impl Repository {
                     reason: format!("a snapshot of it is being made by {} since {}", other.writer, other.started_at),
                 });
             }
-            self.store().delete(&layout::intent(cluster, other.uuid)).await?;
+            let (began, now) = ((other.uuid, other.started_at), Timestamp(clock.wall_us()));
+            self.record_death(RunRecord::of_the_dead(cluster, began, &other.writer, &other.nodes, now)).await?;
         }
         let repository = self.clone();
         let (renewed, scope) = (key.clone(), cluster.clone());
@@ -159,12 +209,23 @@ mod tests {
     #[test]
     fn a_process_that_is_gone_is_dead_at_once_and_a_stranger_when_expired() {
         let now = Timestamp(1_000_000_000);
-        let mine = own(Writer::this_process(), SnapshotId::nil(), None, now);
+        let mine = own(Writer::this_process(), SnapshotId::nil(), None, Vec::new(), now);
         assert!(mine.is_alive(now) && mine.is_alive(mine.expires_at), "it is seen to run");
         let gone = Writer { process_started: mine.writer.process_started + 1, ..mine.writer.clone() };
         assert!(!Intent { writer: gone, ..mine.clone() }.is_alive(now));
         let stranger = Intent { writer: Writer { host: "elsewhere".to_owned(), ..mine.writer.clone() }, ..mine };
         assert!(stranger.is_alive(now));
         assert!(!stranger.is_alive(stranger.expires_at));
+    }
+
+    #[test]
+    fn an_intent_that_names_no_nodes_is_read_and_one_that_does_is_written_with_them() {
+        let nodes = vec![NodeName::new("node-1").expect("legal")];
+        let intent = own(Writer::this_process(), SnapshotId::nil(), None, nodes, Timestamp(1_000_000_000));
+        let mut value = serde_json::to_value(&intent).expect("writes");
+        assert_eq!(value["nodes"], serde_json::json!(["node-1"]));
+        assert_eq!(serde_json::from_value::<Intent>(value.clone()).expect("reads"), intent);
+        value.as_object_mut().expect("an object").remove("nodes");
+        assert_eq!(serde_json::from_value::<Intent>(value).expect("reads"), Intent { nodes: Vec::new(), ..intent });
     }
 }

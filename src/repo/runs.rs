@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::repository::Repository;
 use super::seal::SealType;
-use super::{RepoError, layout};
+use super::{RepoError, Writer, layout};
 use crate::model::ids::SnapshotId;
 use crate::model::manifest::NodeStatus;
 use crate::model::names::{ClusterName, NodeName};
@@ -67,11 +67,47 @@ pub struct RunRecord {
     pub nodes: BTreeMap<NodeName, NodeOutcome>,
 }
 
+impl RunRecord {
+    /// How the run of a writer ended that died, or was cut off, on its way. `began`: which snapshot, and when.
+    pub(super) fn of_the_dead(
+        cluster: &ClusterName,
+        (uuid, started_at): (SnapshotId, Timestamp),
+        writer: &Writer,
+        nodes: &[NodeName],
+        ended_at: Timestamp,
+    ) -> Self {
+        let reason = format!("its coordinator died or was cut off: {writer}");
+        let nodes = nodes.iter().map(|name| (name.clone(), NodeOutcome::empty(NodeStatus::Failed, Some(reason.clone()))));
+        Self {
+            uuid,
+            cluster: cluster.clone(),
+            restored_into: None,
+            date: None,
+            status: RunStatus::Failed,
+            nodes: nodes.collect(),
+            reason: Some(reason),
+            started_at,
+            ended_at,
+        }
+    }
+}
+
+impl NodeOutcome {
+    /// Of a node of which nothing is stored.
+    pub fn empty(status: NodeStatus, reason: Option<String>) -> Self {
+        Self { status, reason, files: 0, total_bytes: 0, new_bytes: 0 }
+    }
+}
+
 impl Repository {
     /// Writes the record of a run. One that is there already is only replaced by that of a run that has published: a
     /// successor may have taken it for dead.
     pub async fn record_run(&self, record: &RunRecord) -> Result<(), RepoError> {
         let mode = if record.status == RunStatus::Failed { PutMode::Create } else { PutMode::Replace };
+        // Where the object store refuses no second creation, a look is all that there is.
+        if record.status == RunStatus::Failed && !self.keeps_conditions() && self.run(record.uuid).await?.is_some() {
+            return Ok(());
+        }
         match self.put_sealed(&layout::run(record.uuid), SealType::Run, "", record, mode).await {
             Ok(_) | Err(RepoError::Object(ObjectError::Conflict { .. })) => Ok(()),
             Err(error) => Err(error),

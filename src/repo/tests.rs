@@ -418,19 +418,44 @@ async fn two_writers_of_one_cluster_learn_of_each_other() {
     let store = Arc::new(MemoryStore::default());
     let repository = repository(&store).await;
     let clock: Arc<dyn crate::base::Clock> = Arc::new(crate::base::ManualClock::at(NOW));
-    let guard = repository.announce(&cluster(), SnapshotId::new_v4(), None, None, clock.clone()).await.expect("announces");
-    let second = repository.announce(&cluster(), SnapshotId::new_v4(), None, None, clock.clone()).await;
+    let guard =
+        repository.announce(&cluster(), SnapshotId::new_v4(), None, Vec::new(), None, clock.clone()).await.expect("announces");
+    let second = repository.announce(&cluster(), SnapshotId::new_v4(), None, Vec::new(), None, clock.clone()).await;
     assert!(matches!(second, Err(RepoError::Conflict { .. })));
     assert_eq!(repository.intents(&cluster()).await.expect("lists").len(), 1);
     guard.release().await;
-    let guard = repository.announce(&cluster(), SnapshotId::new_v4(), None, None, clock.clone()).await.expect("announces");
+    let guard =
+        repository.announce(&cluster(), SnapshotId::new_v4(), None, Vec::new(), None, clock.clone()).await.expect("announces");
     // Whoever announced it has lost the lease, or never had it; what it reuses stays pinned.
     let lease = repository.take_lease(&cluster(), SnapshotId::new_v4(), clock.clone()).await.expect("is free");
     let uuid = SnapshotId::new_v4();
-    let leader = repository.announce(&cluster(), uuid, None, Some(&lease), clock).await.expect("announces");
+    let leader = repository.announce(&cluster(), uuid, None, Vec::new(), Some(&lease), clock).await.expect("announces");
     assert_eq!(repository.intents(&cluster()).await.expect("lists").len(), 2);
     leader.release().await;
     lease.release().await;
     guard.release().await;
     assert_eq!(repository.intents(&cluster()).await.expect("lists"), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_elsewhere_that_died_is_recorded_with_its_nodes_before_its_intent_goes() {
+    let store = Arc::new(MemoryStore::default());
+    let repository = repository(&store).await;
+    let elsewhere = Arc::new(Repository::open(store.clone(), Some(&secret())).await.expect("opens").seen_from("elsewhere"));
+    let (clock, died) = (Arc::new(crate::base::ManualClock::at(NOW)), SnapshotId::new_v4());
+    let nodes = vec![NodeName::new("node-1").expect("legal"), NodeName::new("node-2").expect("legal")];
+    // It stops renewing when it is dropped.
+    drop(elsewhere.announce(&cluster(), died, None, nodes.clone(), None, clock.clone()).await.expect("announces"));
+    let found = repository.find_intent(died).await.expect("reads").expect("is there");
+    assert_eq!((&found.0, &found.1.nodes, found.1.is_alive(Timestamp(NOW))), (&cluster(), &nodes, true));
+    assert!(repository.run(died).await.expect("reads").is_none());
+    let late = Arc::new(crate::base::ManualClock::at(NOW + 121_000_000));
+    let next = repository.announce(&cluster(), SnapshotId::new_v4(), None, Vec::new(), None, late).await.expect("announces");
+    let run = repository.run(died).await.expect("reads").expect("is recorded");
+    assert_eq!(run.status, RunStatus::Failed);
+    assert_eq!(run.nodes.keys().cloned().collect::<Vec<_>>(), nodes);
+    let is_told = |node: &NodeOutcome| node.reason.as_ref().is_some_and(|reason| reason.contains("on elsewhere"));
+    assert!(run.nodes.values().all(|node| node.status == NodeStatus::Failed && is_told(node)), "{run:?}");
+    assert!(repository.find_intent(died).await.expect("reads").is_none());
+    next.release().await;
 }

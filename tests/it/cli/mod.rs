@@ -209,6 +209,13 @@ impl Begun {
         self
     }
 
+    /// The snapshot that `tintype snapshot` has named.
+    fn snapshot(&self) -> String {
+        let err = std::fs::read_to_string(&self.err).unwrap_or_default();
+        let uuid = err.lines().find_map(|line| line.strip_prefix("snapshot ")?.split(' ').next());
+        uuid.expect("it names the snapshot first").to_owned()
+    }
+
     fn ended(&mut self) -> Ran {
         let code = wait(&mut self.child, "the command");
         Ran { code, out: Vec::new(), err: std::fs::read_to_string(&self.err).unwrap_or_default() }

@@ -295,7 +295,11 @@ fn an_interrupted_snapshot_leaves_no_pause_and_nothing_listed() {
     let (home, server) = (Home::with_repository(), slow_server());
     for signal in ["INT", "TERM"] {
         let mut begun = home.begin(&["snapshot", "demo", "--redis", &address(&server)]);
-        begun.says("storing").signal(signal);
+        begun.says("storing");
+        let status = home.run(&["status", "--json", &begun.snapshot()]).json();
+        let node = &status["nodes"][format!("127.0.0.1_{}", server.port)];
+        assert_eq!((&status["status"], &node["status"]), (&"processing".into(), &"processing".into()), "{status}");
+        begun.signal(signal);
         begun.ended().refused(1, &["interrupted", "nothing was published"]);
         assert_not_paused(&server);
         assert!(home.dates("demo").is_empty());
@@ -316,9 +320,14 @@ fn a_killed_snapshot_keeps_nobody_from_taking_the_next_one() {
     for phase in ["preparing", "pausing", "storing"] {
         let mut begun = home.begin(&["snapshot", "demo", "--redis", &address(&server)]);
         begun.says(phase).signal("KILL");
-        let said = begun.ended().err;
-        let uuid = said.lines().find_map(|line| line.strip_prefix("snapshot ")?.split(' ').next());
-        killed.push(uuid.expect("it names the snapshot first").to_owned());
+        begun.ended();
+        let uuid = begun.snapshot();
+        let status = home.run(&["status", "--json", &uuid]);
+        let value = status.json();
+        let node = &value["nodes"][format!("127.0.0.1_{}", server.port)];
+        assert_eq!((status.code, &value["status"], &node["status"]), (Some(1), &"failed".into(), &"failed".into()), "{value}");
+        assert!(node["reason"].as_str().is_some_and(|reason| reason.contains("died")), "{value}");
+        killed.push(uuid);
         // Where it died in the pause, that ends at its own deadline.
         let until = Instant::now() + Duration::from_secs(5);
         server.command(&["SET", "probe", "1"]);
@@ -334,6 +343,7 @@ fn a_killed_snapshot_keeps_nobody_from_taking_the_next_one() {
         // The next coordinator has written it down.
         let status = home.run(&["status", uuid]);
         assert!(status.code == Some(1) && status.text().contains("its coordinator died"), "{status:?}");
+        assert!(status.text().contains(&format!("127.0.0.1_{}  failed", server.port)), "{status:?}");
     }
     home.run(&["verify"]).done();
 }
