@@ -12,17 +12,12 @@ use uuid::Uuid;
 use super::ids::SnapshotId;
 use super::manifest::{ClusterManifest, KeyCounts};
 use super::names::{ClusterName, NodeName};
-use super::restore_checks::{check_age, check_place, check_replicas, check_served, check_server};
+use super::restore_checks::{check_age, check_place, check_replicas, check_served, check_server, check_shared_space};
 pub use super::restore_facts::{DirectoryFacts, Guard, RestoreRequest, ServerFacts, SourceFacts, StoreLayout, TargetFacts};
 use super::restore_fit::fit;
 use super::restore_pairs::pairs;
 use super::restore_text::human_bytes;
 use super::time::{SnapshotDate, Timestamp};
-
-/// What each file costs beside its bytes: a block of the file system and its inode.
-const FILE_OVERHEAD_BYTES: u64 = 4096 + 256;
-/// Space left over after a restore: 1 MiB, so that the store can write its first lines.
-const SPARE_BYTES: u64 = 1024 * 1024;
 
 /// What would be restored where.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -440,39 +435,6 @@ fn plan_replica(
         before: target.server.clone(),
         keys: None,
     })
-}
-
-/// Targets on one file system need their space together.
-fn check_shared_space(nodes: &[NodePlan], targets: &[TargetFacts], refusals: &mut Refusals) {
-    // Equal free space on one host is the only sign of one file system that the facts carry; two that agree to the byte by
-    // chance are then refused together only where they would be tight anyway.
-    let mut by_free: Vec<((Option<&str>, u64), u64, Vec<&NodePlan>)> = Vec::new();
-    for node in nodes {
-        let needed = node.bytes + node.files * FILE_OVERHEAD_BYTES;
-        let place = (node.agent.as_deref(), node.free_bytes);
-        match by_free.iter_mut().find(|(known, _, _)| *known == place) {
-            Some((_, sum, members)) => {
-                *sum += needed;
-                members.push(node);
-            }
-            None => by_free.push((place, needed, vec![node])),
-        }
-    }
-    for ((_, free), needed, members) in by_free {
-        let is_known = targets.iter().any(|target| {
-            target.node == members[0].target && target.directory.as_ref().is_some_and(|directory| directory.fault.is_none())
-        });
-        if needed.saturating_add(SPARE_BYTES) > free && is_known {
-            let names: Vec<_> = members.iter().map(|node| node.target.as_str()).collect();
-            let reason = format!(
-                "{} are needed beside what is there, and {} are free",
-                human_bytes(needed + SPARE_BYTES),
-                human_bytes(free)
-            );
-            let next = format!("free some space on the file system of {}", members[0].directory.display());
-            refusals.add(RefusalCode::TooLittleSpace, names.join(", "), reason, next);
-        }
-    }
 }
 
 #[cfg(test)]

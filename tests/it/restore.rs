@@ -454,6 +454,8 @@ async fn a_restore_takes_what_is_right_from_an_interrupted_one_and_from_what_it_
         tokio::spawn(async move { prepared.run(&|now| assert!(now != RestoreStep::Stop, "dies on purpose"), &|| false).await });
     assert!(dying.await.is_err());
     assert_eq!(placed_so_far().found_bytes, 7 << 20, "four blocks of one file and three of another");
+    // Whoever dies looks no more.
+    drop(placed_so_far);
     let begun = store.state().records().expect("lists").remove(0).fresh;
     let outside = store.root.path().join("outside");
     std::fs::write(&outside, "mine").expect("writes");
@@ -474,6 +476,8 @@ async fn a_restore_takes_what_is_right_from_an_interrupted_one_and_from_what_it_
     let report = prepared.run(&|_| {}, &|| false).await.expect("runs");
     assert_eq!(report.outcome, RestoreOutcome::Restored, "{:?}", report.failures);
     assert_eq!(placed_so_far().found_bytes, 4 << 20, "six blocks, one of them torn and one cut off");
+    // Whoever dies looks no more.
+    drop(placed_so_far);
     for (name, content) in files {
         assert!(std::fs::read(store.data.join(name)).expect("reads") == content, "{name}");
         assert!(!store.data.join(name).is_symlink());
