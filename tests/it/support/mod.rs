@@ -1,5 +1,6 @@
 //! What the integration tests share.
 
+pub mod agent;
 pub mod chains;
 pub mod child;
 pub mod command;
