@@ -1,55 +1,83 @@
-//! `tintype export`: a node of a snapshot as a tar on standard output.
+//! A node of a snapshot as a tar: for `tintype export`, and streamed to who asks the daemon for it.
 
 use std::ffi::OsString;
-use std::io::{BufWriter, IsTerminal, Read, Write};
+use std::io::{BufWriter, ErrorKind, Read, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-use super::super::control_args::ExportArgs;
-use super::super::failure::{Exit, Failure};
-use super::super::wiring::Session;
-use super::browse::open_node;
+use super::failure::Failure;
+use crate::agent::fleet::TarStream;
 use crate::model::extent::{Extent, Segment};
 use crate::model::manifest::{FileKind, TreeEntry};
+use crate::model::names::TreePath;
 use crate::repo::{NodeTree, PlacedEntry, RepoError, Repository, SnapshotSource};
 
 /// Blocks of one read …
 const BATCH: usize = 8;
 /// … and reads under way, so that fetching and writing overlap.
 const READS: usize = 3;
+/// What is written at once …
+const PIECE_BYTES: usize = 1 << 20;
+/// … and may wait for who takes it.
+const PIECES: usize = 4;
+/// Who takes nothing for so long is gone, or may ask again: the bytes are held in memory.
+const STALL: Duration = Duration::from_secs(60);
 
-/// Writes the tar.
-pub async fn run(session: &Session, args: ExportArgs) -> Result<Exit, Failure> {
-    if std::io::stdout().is_terminal() {
-        return Err(Failure::usage("a tar is not for a terminal").hint(format!("tintype export {} > node.tar", args.source)));
-    }
-    let repository = session.repository().await?;
-    let (name, listed) = session.find(repository.as_ref(), &args.source).await?;
-    let node = name.node.as_ref().ok_or_else(|| {
-        Failure::usage("no node was named").hint("say CLUSTER/DATE/NODE; `tintype list CLUSTER/DATE` shows the nodes")
-    })?;
-    let manifest = repository.manifest(&listed).await?;
-    let tree = open_node(&repository, &manifest, node).await?;
-    let mut tar = tar::Builder::new(BufWriter::with_capacity(1 << 20, std::io::stdout().lock()));
-    let mut directories = vec![name.path.clone()];
+/// Writes what is at and below `from` as a tar.
+pub async fn write_tar<W: Write>(repository: &Arc<Repository>, tree: &NodeTree, from: TreePath, out: W) -> Result<(), Failure> {
+    let mut tar = tar::Builder::new(BufWriter::with_capacity(PIECE_BYTES, out));
+    let mut directories = vec![from];
     while let Some(directory) = directories.pop() {
-        for placed in repository.directory(&tree, &directory).await? {
+        for placed in repository.directory(tree, &directory).await? {
             if placed.entry.kind == FileKind::Directory {
                 directories.push(placed.entry.path.clone());
             }
-            write_entry(&repository, &tree, &placed, &mut tar).await?;
+            write_entry(repository, tree, &placed, &mut tar).await?;
         }
     }
-    tar.into_inner().and_then(|mut out| out.flush()).map_err(broken_pipe)?;
-    Ok(Exit::Done)
+    tar.into_inner().and_then(|mut out| out.flush()).map_err(broken_pipe)
 }
 
 fn broken_pipe(error: std::io::Error) -> Failure {
-    Failure::new("output", format!("standard output: {error}")).hint("the tar is not whole; run it again")
+    Failure::new("output", format!("the tar could not be written: {error}")).hint("it is not whole; ask for it again")
+}
+
+/// The same as a stream, for whoever takes it within [`STALL`] piece by piece; `place` is kept until its end.
+pub fn stream_tar(repository: Arc<Repository>, tree: NodeTree, place: OwnedSemaphorePermit) -> TarStream {
+    let (sender, receiver) = mpsc::channel(PIECES);
+    tokio::spawn(async move {
+        let pipe = Pipe(sender.clone());
+        if let Err(failure) = write_tar(&repository, &tree, TreePath::root(), pipe).await {
+            tracing::warn!(%failure, "an export was broken off");
+            // A body that ends without an error would be taken for whole.
+            let _gone = sender.send_timeout(Err(std::io::Error::other(failure)), STALL).await;
+        }
+        drop(place);
+    });
+    let pieces = futures::stream::unfold(receiver, async |mut receiver| Some((receiver.recv().await?, receiver)));
+    Box::pin(pieces)
+}
+
+/// Pieces of a tar for who streams it.
+struct Pipe(mpsc::Sender<std::io::Result<Bytes>>);
+
+impl Write for Pipe {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let piece = Ok(Bytes::copy_from_slice(bytes));
+        let sent = tokio::task::block_in_place(|| Handle::current().block_on(self.0.send_timeout(piece, STALL)));
+        sent.map(|()| bytes.len()).map_err(|_| std::io::Error::new(ErrorKind::BrokenPipe, "nobody takes it any more"))
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 async fn write_entry<W: Write>(
