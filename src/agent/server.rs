@@ -11,7 +11,7 @@ use std::time::Duration;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::http::{StatusCode, header};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -24,6 +24,7 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::desk::{Desk, Standing};
+use super::fleet::{self, FleetService};
 use super::restore_desk::{RestoreDesk, RestoreStanding};
 use super::restore_orders::{RestoreReply, RestoreTicket};
 use super::wire::{ABANDON, ErrorBody, ErrorText, OrderBody, RestoreBody};
@@ -66,15 +67,18 @@ pub async fn serve(
     tls: Option<RustlsConfig>,
     token: Option<Zeroizing<String>>,
     (desk, restores): (Arc<Desk>, Arc<RestoreDesk>),
+    fleet: Arc<dyn FleetService>,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
     let token = token.map(|token| blake3::hash(token.as_bytes()));
-    let app =
-        router(Shared { desk: desk.clone(), restores: restores.clone(), token, places: Arc::new(Semaphore::new(REQUESTS_MAX)) });
+    let routes = fleet::router(fleet.clone());
+    let places = Arc::new(Semaphore::new(REQUESTS_MAX));
+    let app = router(routes, Shared { desk: desk.clone(), restores: restores.clone(), token, places });
     let handle = Handle::new();
     let stopping = handle.clone();
     let stopped = tokio::spawn(async move {
         stop.await;
+        fleet.close().await;
         tokio::join!(desk.close(), restores.close());
         stopping.graceful_shutdown(Some(STOP_LIMIT));
     });
@@ -95,15 +99,17 @@ pub async fn serve(
     served
 }
 
-fn router(shared: Shared) -> Router {
+fn router(fleet: Router<Shared>, shared: Shared) -> Router {
     Router::new()
         .route("/v1/clusters/{cluster}/nodes/{node}/snapshots/{snapshot}/{verb}", post(order))
         .route("/v1/clusters/{cluster}/nodes/{node}/restores/{restore}", post(restore_order))
         .route("/v1/clusters/{cluster}/nodes/{node}", get(standing))
+        .merge(fleet)
         .route_layer(from_fn_with_state(shared.clone(), admit))
         .route("/v1/health", get(async || Json(serde_json::json!({"status": "ok"}))))
         .fallback(async || Refusal(StatusCode::NOT_FOUND, "not_found", "there is nothing at this address".to_owned()))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(from_fn(fleet::refuse_browsers))
         .with_state(shared)
 }
 

@@ -16,6 +16,7 @@ pub mod control;
 pub mod control_args;
 pub mod daemon;
 pub mod disk_cache;
+pub mod export;
 pub mod failure;
 mod guard;
 mod linked;

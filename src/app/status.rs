@@ -194,6 +194,20 @@ pub async fn standing(repository: &Repository, uuid: SnapshotId, now: Timestamp)
     Ok(None)
 }
 
+/// The published snapshot of that identity, in whichever cluster.
+pub async fn find_published(repository: &Repository, uuid: SnapshotId) -> Result<Option<ListedSnapshot>, Failure> {
+    let clusters = match repository.run(uuid).await? {
+        Some(run) => vec![run.cluster],
+        None => repository.clusters().await?,
+    };
+    for cluster in clusters {
+        if let Some(listed) = published(repository, &cluster, uuid).await? {
+            return Ok(Some(listed));
+        }
+    }
+    Ok(None)
+}
+
 async fn published(repository: &Repository, cluster: &ClusterName, uuid: SnapshotId) -> Result<Option<ListedSnapshot>, Failure> {
     Ok(repository.snapshots(cluster).await?.into_iter().find(|listed| listed.uuid == uuid))
 }

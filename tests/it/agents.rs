@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::kill::longest_wait;
-use crate::support::agent::{Agent, TOKEN, free_port, said};
+use crate::support::agent::{Agent, TOKEN, free_port, name, said};
 use crate::support::chains::{Chains, counters};
 use crate::support::command::{Workplace, succeeded};
 use crate::support::effort::{Random, effort, tell};
@@ -19,11 +19,6 @@ use crate::support::redis::{Server, cluster, redis_70};
 const PAUSE: Duration = Duration::from_secs(2);
 /// For a machine that is busy with other things than the pause.
 const MARGIN: Duration = Duration::from_secs(3);
-
-fn name(server: &Server) -> String {
-    format!("127.0.0.1_{}", server.port)
-}
-
 /// A ring, two agents that act for a node of it each, and a third node that is reached from where snapshots are taken.
 struct Ring<'a> {
     agents: Vec<Agent<'a>>,

@@ -6,6 +6,7 @@ mod cli;
 mod consistency;
 mod disk_cache;
 mod end_to_end;
+mod fleet;
 mod foreign_host;
 mod from_replica;
 mod golden;

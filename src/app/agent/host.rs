@@ -8,9 +8,7 @@ use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Mutex;
 use tokio_rustls::rustls::ServerConfig;
-use uuid::Uuid;
 
 use super::super::control_args::{CommonArgs, SourceArgs};
 use super::super::failure::Failure;
@@ -19,6 +17,8 @@ use super::super::local_node::LocalNode;
 use super::super::parents::Parents;
 use super::super::wiring::Session;
 use super::Door;
+use super::fleet::HostFleet;
+use super::opened::OpenedRepository;
 use super::restores::HostRestores;
 use crate::agent::desk::{Assigned, Desk, NodeFactory};
 use crate::agent::restore_desk::RestoreDesk;
@@ -27,7 +27,7 @@ use crate::agent::tls::{self, TlsFiles};
 use crate::agent::{NodeError, NodeErrorKind, Ticket};
 use crate::base::{SystemClock, durable};
 use crate::node::NodeCapture;
-use crate::repo::{Progress, Repository, WriterOptions};
+use crate::repo::{Progress, WriterOptions};
 
 /// An agent that has its port.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ impl HostAgent {
         let nodes = HostNodes {
             common: session.common.clone(),
             writing: WriterOptions::new(session.level(), session.uploads()),
-            repository: Mutex::default(),
+            repository: Arc::default(),
         };
         Ok(Self { door, tls, listener, nodes: Arc::new(nodes) })
     }
@@ -71,10 +71,12 @@ impl HostAgent {
     pub async fn serve(self, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), Failure> {
         tracing::info!(address = %self.door.address, tls = self.tls.is_some(), "the agent takes orders");
         let clock = Arc::new(SystemClock::default());
-        let restores = Arc::new(RestoreDesk::new(Arc::new(HostRestores::new(self.nodes.clone())), clock.clone()));
+        let fleet = HostFleet::new(self.nodes.common.clone(), self.nodes.repository.clone());
+        let restores = HostRestores::new(self.nodes.common.clone(), self.nodes.repository.clone());
+        let restores = Arc::new(RestoreDesk::new(Arc::new(restores), clock.clone()));
         let desk = Arc::new(Desk::new(self.nodes, clock));
         let renewing = tokio::spawn(renew(self.tls.clone().zip(self.door.tls)));
-        let served = server::serve(self.listener, self.tls, self.door.token, (desk, restores), stop).await;
+        let served = server::serve(self.listener, self.tls, self.door.token, (desk, restores), fleet, stop).await;
         renewing.abort();
         served.map_err(|error| Failure::new("system", format!("the agent: {error}")))
     }
@@ -103,29 +105,14 @@ async fn renew(tls: Option<(RustlsConfig, TlsFiles)>) {
 
 /// The nodes of this host's configuration.
 #[derive(Debug)]
-pub(super) struct HostNodes {
-    pub(super) common: CommonArgs,
+struct HostNodes {
+    common: CommonArgs,
     /// Blocks and packs in flight, of all nodes together.
     writing: WriterOptions,
-    /// The one opened last: a passphrase takes a second of a core.
-    repository: Mutex<Option<(String, Arc<Repository>)>>,
+    repository: Arc<OpenedRepository>,
 }
 
 impl HostNodes {
-    /// The repository of the configuration, opened once for all who come with the same one.
-    pub(super) async fn repository(&self, session: &Session, wanted: Uuid) -> Result<Arc<Repository>, Failure> {
-        let mut opened = self.repository.lock().await;
-        // However it is reached: another endpoint or passphrase is to hold from the next snapshot on.
-        let place = format!("{} {:?}", session.url()?, session.config.repository);
-        let is_wanted = |known: &str, repository: &Repository| known == place && repository.descriptor().repository == wanted;
-        if let Some((_, repository)) = opened.as_ref().filter(|(known, repository)| is_wanted(known, repository)) {
-            return Ok(repository.clone());
-        }
-        let repository = session.repository().await?;
-        *opened = Some((place, repository.clone()));
-        Ok(repository)
-    }
-
     async fn assigned(&self, ticket: &Ticket) -> Result<Assigned, NodeError> {
         let (cluster, node) = (&ticket.cluster, &ticket.node);
         let refused = |reason: String| NodeError::new(NodeErrorKind::Refused, format!("{node}: {reason}"));
@@ -143,7 +130,7 @@ impl HostNodes {
         let Some(config) = session.config.clusters.get(cluster) else {
             return Err(refused(format!("cluster {cluster} is not in its agent's configuration")));
         };
-        let repository = self.repository(&session, ticket.repository).await.map_err(failed)?;
+        let repository = self.repository.get(&session, Some(ticket.repository)).await.map_err(failed)?;
         let ours = repository.descriptor().repository;
         if ours != ticket.repository {
             let url = session.url().unwrap_or_default();

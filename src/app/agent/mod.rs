@@ -14,7 +14,9 @@ use super::wiring::{ClusterNode, Session};
 use crate::agent::client::HttpCourier;
 use crate::agent::tls::{self, TlsFiles};
 
+pub mod fleet;
 pub mod host;
+mod opened;
 mod restores;
 
 impl From<&AgentTlsConfig> for TlsFiles {

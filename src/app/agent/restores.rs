@@ -7,10 +7,11 @@ use async_trait::async_trait;
 
 use super::super::control::linking::{self, Hydration, LinkHost};
 use super::super::control::restore::{self, RestoreTarget};
+use super::super::control_args::CommonArgs;
 use super::super::failure::Failure;
 use super::super::local_restore::{LocalRestoreNode, StoredSnapshot};
 use super::super::wiring::Session;
-use super::host::HostNodes;
+use super::opened::OpenedRepository;
 use crate::agent::restore::RestoreNode;
 use crate::agent::restore_desk::{RestoreFactory, Verdict};
 use crate::agent::restore_orders::{RestoreTicket, Subject, Wish};
@@ -24,19 +25,20 @@ use crate::repo::{Repository, SnapshotSource};
 /// The restores of the nodes of this host.
 #[derive(Debug)]
 pub(super) struct HostRestores {
-    nodes: Arc<HostNodes>,
+    common: CommonArgs,
+    repository: Arc<OpenedRepository>,
     /// Runs under way, of all nodes together.
     runs: RunLimit,
 }
 
 impl HostRestores {
-    pub fn new(nodes: Arc<HostNodes>) -> Self {
-        Self { nodes, runs: RunLimit::default() }
+    pub fn new(common: CommonArgs, repository: Arc<OpenedRepository>) -> Self {
+        Self { common, repository, runs: RunLimit::default() }
     }
 
     /// Read anew each time: what was changed in it holds from the next restore on.
     fn session(&self) -> Result<Session, Failure> {
-        Session::begin(self.nodes.common.clone())
+        Session::begin(self.common.clone())
     }
 
     async fn stored(
@@ -46,7 +48,7 @@ impl HostRestores {
         wanted: &[NodeName],
         method: Method,
     ) -> Result<StoredSnapshot, Failure> {
-        let repository = self.nodes.repository(session, subject.repository).await?;
+        let repository = self.repository(session, subject).await?;
         let listed = repository.snapshots(&subject.cluster).await?.into_iter().find(|listed| listed.uuid == subject.snapshot);
         let listed = listed.ok_or_else(|| {
             let (url, cluster) = (session.url().unwrap_or_default(), &subject.cluster);
@@ -60,9 +62,6 @@ impl HostRestores {
     async fn assigned(&self, ticket: &RestoreTicket) -> Result<LocalRestoreNode, Failure> {
         let session = self.session()?;
         let (cluster, node) = (&ticket.cluster, &ticket.node);
-        if let Some(subject) = &ticket.subject {
-            self.repository(&session, subject).await?;
-        }
         let nodes = session.configured_nodes(cluster)?;
         let known = nodes.iter().map(|node| node.name.to_string()).collect::<Vec<_>>().join(", ");
         let found = nodes.into_iter().find(|found| found.name == *node);
@@ -85,7 +84,7 @@ impl HostRestores {
 
     /// The repository that the subject is of, and no other.
     async fn repository(&self, session: &Session, subject: &Subject) -> Result<Arc<Repository>, Failure> {
-        let repository = self.nodes.repository(session, subject.repository).await?;
+        let repository = self.repository.get(session, Some(subject.repository)).await?;
         let ours = repository.descriptor().repository;
         if ours != subject.repository {
             let url = session.url().unwrap_or_default();

@@ -4,7 +4,7 @@ use super::control_args::Verb;
 use super::failure::{Exit, Failure};
 use super::wiring::Session;
 
-mod browse;
+pub mod browse;
 mod clones;
 mod diff;
 mod doctor;

@@ -1,4 +1,4 @@
-//! A `tintyped` that acts for nodes, with a configuration and a state of its own.
+//! Agents' processes: real `tintyped`, each with a configuration and a state of its own.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -8,12 +8,12 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use super::command::Workplace;
-use super::redis::PATIENCE;
+use super::redis::{PATIENCE, Server};
 
-/// What hosts of a test share.
+/// What all agents of a test have in their token file.
 pub const TOKEN: &str = "a token that all hosts share";
 
-/// A port on which nobody listens now.
+/// Nobody listens there now.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port()
 }
@@ -112,7 +112,12 @@ impl Drop for Agent<'_> {
     }
 }
 
-/// Everything that a command printed.
+/// Everything that a command has said.
 pub fn said(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// The name of a discovered server.
+pub fn name(server: &Server) -> String {
+    format!("127.0.0.1_{}", server.port)
 }
