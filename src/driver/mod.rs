@@ -18,6 +18,7 @@ use crate::model::ids::SnapshotId;
 use crate::model::manifest::{CaptureProof, FileClass, FileKind, KeyCounts, NodeDescription, Ownership};
 use crate::model::names::{NodeName, TreePath};
 
+pub mod beneath;
 pub mod conformance;
 pub mod control;
 pub mod fake;
