@@ -19,6 +19,7 @@ mod readme;
 mod redis_driver;
 mod restore;
 mod restore_kill;
+mod restore_on_start;
 mod restore_owner;
 mod ring;
 mod semantics;
