@@ -22,6 +22,7 @@ use super::failure::{Exit, Failure};
 use super::mount::{self, MountOptions, Readiness};
 use super::notify::Supervisor;
 use super::renewal::{Renewable, Renewal};
+use super::restore_on_start;
 use super::wiring::{Session, parse_owner};
 use crate::cache::DiskOptions;
 
@@ -66,6 +67,9 @@ pub struct DaemonArgs {
     /// Serve this clone instead of the snapshots
     #[arg(long, hide = true, value_name = "ID", conflicts_with = "mountpoint")]
     pub clone: Option<uuid::Uuid>,
+    /// Restore what `restore_on_start` names, and end
+    #[arg(long, conflicts_with_all = ["mountpoint", "clone"])]
+    pub restore_only: bool,
     /// Leave the terminal, and write `served` or `error: …` to standard output once
     #[arg(long)]
     pub ready: bool,
@@ -233,6 +237,23 @@ pub async fn run(session: &Session, args: DaemonArgs) -> Result<Exit, Failure> {
         source_name: args.source_name,
         kernel_option: args.kernel_option,
     };
+    if mount_args.mountpoint.is_none() && restore_on_start::is_configured(session) {
+        // Whoever waits for us to be ready may start a store then.
+        let supervisor = Supervisor::from_environment();
+        if let Err(failure) = Box::pin(restore_on_start::run(session, &supervisor)).await {
+            ready.tell(Err(&failure));
+            return Err(failure);
+        }
+        // There may be nothing else to do on this host.
+        if args.restore_only || (session.config.agent.listen.is_none() && session.config.mount.mountpoint.is_none()) {
+            supervisor.ready("restored what was empty");
+            ready.tell(Ok(()));
+            return Ok(Exit::Done);
+        }
+    }
+    if args.restore_only {
+        return Err(Failure::usage("no cluster has restore_on_start").hint("write restore_on_start = true under [clusters.NAME]"));
+    }
     // Who names a mountpoint wants that and nothing else; otherwise the configuration says what is served.
     let listen = session.config.agent.listen.as_ref().filter(|_| mount_args.mountpoint.is_none());
     let Some(listen) = listen else {

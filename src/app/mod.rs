@@ -29,6 +29,7 @@ pub mod notify;
 pub mod output;
 mod parents;
 pub mod renewal;
+pub mod restore_on_start;
 pub mod served;
 pub mod snapshot;
 pub mod status;

@@ -8,6 +8,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
@@ -28,6 +29,11 @@ impl Supervisor {
     /// It serves. This process is named too, because a shell may stand between it and the unit.
     pub fn ready(&self, status: &str) {
         self.say(&format!("READY=1\nMAINPID={}\nSTATUS={status}", std::process::id()));
+    }
+
+    /// It starts, and needs more time for that.
+    pub fn extend(&self, by: Duration, status: &str) {
+        self.say(&format!("EXTEND_TIMEOUT_USEC={}\nSTATUS={status}", by.as_micros()));
     }
 
     /// It reads its configuration again; [`Self::ready`] follows.

@@ -32,4 +32,4 @@ pub use restore_link::copied_by_links;
 pub use servers::ServerLimits;
 pub use site::used_bytes;
 pub use spool::SpoolOptions;
-pub use swap::{Recovered, RecoveredTo, Steps, recover, settle, swap, swap_back};
+pub use swap::{Recovered, RecoveredTo, Steps, recover, settle, stays, swap, swap_back};

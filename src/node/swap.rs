@@ -306,7 +306,7 @@ fn names(directory: &Path) -> Result<Vec<EntryName>, RestoreError> {
 }
 
 /// A name in a mountpoint that a swap leaves where it is: our own directories, and the file system's.
-pub(super) fn stays(name: &[u8]) -> bool {
+pub fn stays(name: &[u8]) -> bool {
     name == b"lost+found" || name.starts_with(b".tintype-") || name.starts_with(b".before-")
 }
 

@@ -20,6 +20,7 @@ mod readme;
 mod redis_driver;
 mod restore;
 mod restore_kill;
+mod restore_on_start;
 mod restore_owner;
 mod ring;
 mod semantics;

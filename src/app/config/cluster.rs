@@ -35,6 +35,10 @@ pub struct ClusterConfig {
     pub max_pause: Option<Span>,
     /// How long to wait for running saves before the pause.
     pub patience: Option<Span>,
+    /// Nodes of this host whose data directory is empty are restored before their stores are started.
+    pub restore_on_start: bool,
+    /// From which snapshot; absent: `latest`.
+    pub restore_date: Option<String>,
     /// ACL user of all nodes.
     pub user: Option<String>,
     /// Its password, in a file.
@@ -96,6 +100,10 @@ pub struct NodeConfig {
     pub data_directory: Option<PathBuf>,
     /// It is a replica of this node: not stored, and emptied by a restore of its master, from which it synchronises again.
     pub replica_of: Option<NodeName>,
+    /// Where it differs from the cluster's.
+    pub restore_on_start: Option<bool>,
+    /// Where it differs from the cluster's.
+    pub restore_date: Option<String>,
     /// The agent that acts for it, on its own host; absent: whoever takes the snapshot reaches the node itself.
     pub agent: Option<String>,
     /// Stops the store.

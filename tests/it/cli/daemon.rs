@@ -215,7 +215,8 @@ fn a_signal_unmounts_and_ends_it_within_five_seconds_while_a_reader_is_stuck() {
 fn the_units_are_understood_by_systemd() {
     let home = Home::new();
     let units = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd");
-    let names = ["tintyped.service", "mnt-backups.mount", "mnt-backups.automount", "tintype-clones.service"];
+    let names =
+        ["tintyped.service", "mnt-backups.mount", "mnt-backups.automount", "tintype-clones.service", "tintype-restore.service"];
     for name in names {
         let text = std::fs::read_to_string(units.join(name)).expect("a unit");
         let here = text.replace("/usr/local/bin/tintyped ", concat!(env!("CARGO_BIN_EXE_tintyped"), " "));

@@ -323,7 +323,7 @@ fn a_killed_snapshot_keeps_nobody_from_taking_the_next_one() {
         begun.ended();
         let uuid = begun.snapshot();
         let status = home.run(&["status", "--json", &uuid]);
-        let value = status.json();
+        let value = status.object();
         let node = &value["nodes"][format!("127.0.0.1_{}", server.port)];
         assert_eq!((status.code, &value["status"], &node["status"]), (Some(1), &"failed".into(), &"failed".into()), "{value}");
         assert!(node["reason"].as_str().is_some_and(|reason| reason.contains("died")), "{value}");

@@ -1,0 +1,356 @@
+//! `restore_on_start`: a node of this host whose data directory is empty gets its data back before its store is started, so
+//! that a host that was replaced comes back by itself.
+//!
+//! How it works: `tintyped` does it before it says that it is ready; whoever starts the store waits for that. The planning
+//! and the placing are those of every restore, with one difference: nothing is stopped or started.
+//!
+//! **Invariants.** A directory that holds anything is not touched, nor is one whose store runs. The data is in place whole, or
+//! not at all, also after a crash in the middle: the next start goes on. Where it cannot be restored the daemon ends badly, so
+//! that no store is started on an empty directory as if that were all there is. A cluster without any snapshot is a first start.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::io::ErrorKind;
+use std::net::{IpAddr, ToSocketAddrs, UdpSocket};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use super::agent as agents;
+use super::config::ClusterConfig;
+use super::control::restore::{self, RestoreTarget};
+use super::failure::Failure;
+use super::mount::stop_signal;
+use super::notify::Supervisor;
+use super::output::size;
+use super::wiring::{ClusterNode, Session};
+use crate::cluster::restore::RestoreOutcome;
+use crate::driver::NodeSite;
+use crate::driver::control::StoreControl;
+use crate::driver::redis::RedisControl;
+use crate::model::manifest::{ClusterManifest, NodeStatus};
+use crate::model::names::{ClusterName, NodeName};
+use crate::model::restore_plan::{MadeAppendOnly, Method, NodePlan, RestoreRequest, StoreLayout};
+use crate::model::snapshot_name::SnapshotName;
+use crate::node::{StateDirectory, stays};
+use crate::repo::{ListedSnapshot, Repository, SnapshotSource};
+
+/// Which snapshot, where nothing is said.
+const LATEST: &str = "latest";
+/// A supervisor is told as often that it goes on, and to wait for longer than that.
+const EXTEND_EVERY: Duration = Duration::from_secs(10);
+const EXTEND_BY: Duration = Duration::from_secs(60);
+
+/// A node that is to be restored, should its directory be empty.
+#[derive(Debug)]
+struct Wanted {
+    cluster: ClusterName,
+    date: String,
+    directory: PathBuf,
+    target: RestoreTarget,
+}
+
+impl Wanted {
+    fn failed(&self, reason: impl Display) -> Failure {
+        let Self { cluster, target, .. } = self;
+        Failure::new("restore_on_start", format!("{cluster}/{}: {reason}", target.node)).hint(format!(
+            "nothing was replaced, and its store must not be started; mend that, or say restore_on_start = false under [clusters.{cluster}.nodes.{}] to start it empty",
+            target.node
+        ))
+    }
+}
+
+/// Whether the configuration asks for it at all.
+pub fn is_configured(session: &Session) -> bool {
+    let asks =
+        |config: &ClusterConfig| config.restore_on_start || config.nodes.values().any(|node| node.restore_on_start == Some(true));
+    session.config.clusters.values().any(asks)
+}
+
+/// Restores what is empty. When it returns well, no configured store of this host would start without its data.
+pub async fn run(session: &Session, supervisor: &Supervisor) -> Result<(), Failure> {
+    let wanted = wanted(session)?;
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let state = StateDirectory::open(&session.state_directory()).map_err(|error| {
+        Failure::new("state", error.to_string())
+            .hint("set state_directory in the configuration to a directory that you can write")
+    })?;
+    // One that was killed in the middle of the exchange has left it half-way: that comes first.
+    let recovered = restore::recover_interrupted(&state).await;
+    for recovered in recovered.map_err(|error| Failure::new("restore_on_start", format!("{error:#}")))? {
+        let record = recovered.record;
+        tracing::warn!(cluster = record.cluster, node = record.node, outcome = ?recovered.outcome, "an interrupted restore was found");
+    }
+    let is_interrupted = Arc::new(AtomicBool::new(false));
+    let raise = is_interrupted.clone();
+    let watching = tokio::spawn(async move {
+        stop_signal().await;
+        raise.store(true, Ordering::Relaxed);
+    });
+    let mut repository: Option<Arc<Repository>> = None;
+    let mut done = Ok(());
+    for node in &wanted {
+        done = match is_vacant(node) {
+            Ok(false) => Ok(()),
+            Ok(true) => bring_back(session, node, &mut repository, &state, supervisor, &is_interrupted).await,
+            Err(failure) => Err(failure),
+        };
+        if done.is_err() {
+            break;
+        }
+    }
+    watching.abort();
+    done
+}
+
+/// The nodes that are asked for and are of this host.
+fn wanted(session: &Session) -> Result<Vec<Wanted>, Failure> {
+    let mut wanted: Vec<Wanted> = Vec::new();
+    let mut places: BTreeMap<PathBuf, String> = BTreeMap::new();
+    for (cluster, config) in &session.config.clusters {
+        let asks = |node: &ClusterNode| node.config.restore_on_start.unwrap_or(config.restore_on_start);
+        if !config.restore_on_start && !config.nodes.values().any(|node| node.restore_on_start == Some(true)) {
+            continue;
+        }
+        // A replica gets everything from its master.
+        for node in session.configured_nodes(cluster)?.into_iter().filter(|node| node.config.replica_of.is_none() && asks(node)) {
+            let said = node.config.restore_on_start.is_some();
+            let Some(directory) = node.directory.clone() else {
+                if said {
+                    let message = format!("[clusters.{cluster}.nodes.{}] restore_on_start wants a data_directory", node.name);
+                    return Err(Failure::usage(message).hint("name the directory, if it is on this host"));
+                }
+                continue;
+            };
+            // One configuration may lie on all hosts.
+            if !said && !is_here(session, config, &node) {
+                tracing::info!(%cluster, node = %node.name, "is no node of this host, and is not restored here");
+                continue;
+            }
+            if node.redis.is_none() && config.store.as_deref() != Some("files") {
+                let message = format!("[clusters.{cluster}.nodes.{}] restore_on_start wants an address", node.name);
+                return Err(Failure::usage(message).hint("nothing is restored under a store that runs, so it has to be asked"));
+            }
+            let shown = format!("{cluster}/{}", node.name);
+            if let Some(other) = places.insert(directory.clone(), shown.clone()) {
+                let message = format!("{other} and {shown} have one data_directory, {}", directory.display());
+                return Err(Failure::usage(message).hint("say restore_on_start = true under the node of this host alone"));
+            }
+            let date = node.config.restore_date.clone().or_else(|| config.restore_date.clone());
+            wanted.push(Wanted {
+                cluster: cluster.clone(),
+                date: date.unwrap_or_else(|| LATEST.to_owned()),
+                directory,
+                target: RestoreTarget {
+                    node: node.name,
+                    // Whoever starts the store waits for us: to start it from here would wait for ever.
+                    site: NodeSite { data_directory: node.directory, stop: Vec::new(), start: Vec::new() },
+                    replica_of: None,
+                    host: None,
+                    server: node.redis,
+                },
+            });
+        }
+    }
+    Ok(wanted)
+}
+
+/// Whether a node's store, or the agent that acts for it, has an address of this host. A store without an address is here.
+fn is_here(session: &Session, config: &ClusterConfig, node: &ClusterNode) -> bool {
+    let url = agents::address(config, node).or_else(|| node.redis.as_ref().map(|redis| redis.url.clone()));
+    let Some(url) = url else { return true };
+    let Some(host) = url.parse::<http::Uri>().ok().and_then(|uri| uri.host().map(str::to_owned)) else { return false };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let is_own = |address: IpAddr| address.is_loopback() || UdpSocket::bind((address, 0)).is_ok();
+    let found = (host, 0).to_socket_addrs().map(|found| found.map(|address| address.ip()).any(is_own));
+    found.unwrap_or_else(|error| {
+        tracing::warn!(node = %node.name, host, %error, config = ?session.config_path, "where a node is could not be found out");
+        false
+    })
+}
+
+/// Absent, or with nothing in it but what a file system and our own restores put there.
+fn is_vacant(node: &Wanted) -> Result<bool, Failure> {
+    let failed = |path: &Path, error: std::io::Error| node.failed(format!("{}: {error}", path.display()));
+    let directory = &node.directory;
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound && directory.symlink_metadata().is_err() => return Ok(true),
+        Err(error) => return Err(failed(directory, error)),
+    };
+    for entry in entries {
+        let name = entry.map_err(|error| failed(directory, error))?.file_name();
+        if !stays(name.as_bytes()) {
+            tracing::debug!(cluster = %node.cluster, node = %node.target.node, name = %name.display(), "its directory is not empty");
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+async fn bring_back(
+    session: &Session,
+    node: &Wanted,
+    repository: &mut Option<Arc<Repository>>,
+    state: &StateDirectory,
+    supervisor: &Supervisor,
+    is_interrupted: &AtomicBool,
+) -> Result<(), Failure> {
+    let (cluster, name) = (&node.cluster, &node.target.node);
+    if let Some(options) = &node.target.server {
+        let control = RedisControl::new(options.clone()).map_err(|error| node.failed(error))?;
+        if control.look().await.map_err(|error| node.failed(error))?.is_some() {
+            tracing::warn!(%cluster, node = %name, "its data directory is empty and its store runs: nothing is restored under it");
+            return Ok(());
+        }
+    }
+    let repository = match repository {
+        Some(repository) => repository.clone(),
+        None => repository.insert(session.repository().await.map_err(|failure| node.failed(failure))?).clone(),
+    };
+    let listed = repository.snapshots(cluster).await.map_err(|error| node.failed(error))?;
+    if listed.is_empty() {
+        tracing::warn!(%cluster, node = %name, "no snapshot of this cluster was ever taken: its store starts empty, for the first time");
+        return Ok(());
+    }
+    let query = SnapshotName::parse(&format!("{cluster}/{}", node.date), session.now())?;
+    let chosen = session.choose(repository.as_ref(), &query).await.map_err(|failure| {
+        let hint = failure.hint.as_ref().map(|hint| format!(" ({hint})")).unwrap_or_default();
+        node.failed(format!("restore_date = {:?}: {failure}{hint}", node.date))
+    })?;
+    tracing::warn!(%cluster, node = %name, date = %chosen.date, directory = %node.directory.display(), "its data directory is empty: it is restored");
+    let kept_before = restore::kept(cluster.as_str(), std::slice::from_ref(&node.target), state);
+    let has_kept = !kept_before.map_err(|error| node.failed(format!("{error:#}")))?.is_empty();
+    place(session, node, repository, (&listed, &chosen), state, supervisor, is_interrupted).await?;
+    if !has_kept {
+        // What was set aside is an empty directory: a rollback must not find it.
+        let settled = restore::settle(cluster.as_str(), std::slice::from_ref(&node.target), state).await;
+        let settled = settled.map_err(|error| node.failed(format!("{error:#}")))?;
+        for error in settled.into_iter().filter_map(|change| change.result.err()) {
+            tracing::warn!(%cluster, node = %name, %error, "the empty directory that was replaced is still set aside");
+        }
+    }
+    Ok(())
+}
+
+/// Plans and carries out, as every restore does.
+async fn place(
+    session: &Session,
+    node: &Wanted,
+    repository: Arc<Repository>,
+    (listed, chosen): (&[ListedSnapshot], &ListedSnapshot),
+    state: &StateDirectory,
+    supervisor: &Supervisor,
+    is_interrupted: &AtomicBool,
+) -> Result<(), Failure> {
+    let wrong = |error: anyhow::Error| node.failed(format!("{error:#}"));
+    let request = RestoreRequest {
+        target_cluster: node.cluster.to_string(),
+        nodes: vec![node.target.node.clone()],
+        map: Vec::new(),
+        method: Method::Copy,
+        speeds: Default::default(),
+        discard_current: false,
+        confirm: None,
+    };
+    let (targets, clock) = (std::slice::from_ref(&node.target), session.clock.clone());
+    let source: Arc<dyn SnapshotSource> = repository.clone();
+    let mut prepared = restore::prepare(source, chosen, targets, &request, state, clock).await.map_err(wrong)?;
+    if !prepared.plan.is_allowed() {
+        let reasons: Vec<_> =
+            prepared.plan.refusals.iter().map(|refusal| format!("{} ({})", refusal.reason, refusal.next)).collect();
+        return Err(node.failed(reasons.join("; ")));
+    }
+    if let Some(plan) = prepared.plan.nodes.first_mut() {
+        let chosen = repository.manifest(chosen).await.map_err(|error| node.failed(error))?;
+        let newest = newest_of(&repository, listed, &node.target.node).await.map_err(|error| node.failed(error))?;
+        fit_newest(plan, &chosen, newest.as_deref());
+    }
+    let total = prepared.plan.nodes.iter().map(|plan| plan.bytes).sum();
+    let (progress, shown) = (prepared.progress(), format!("{}/{}", node.cluster, node.target.node));
+    let on_step = |step| tracing::info!(node = shown, ?step, "a restore at the start goes on");
+    let is_cancelled = || is_interrupted.load(Ordering::Relaxed);
+    let running = Box::pin(prepared.run(&on_step, &is_cancelled));
+    tokio::pin!(running);
+    let report = loop {
+        let placed: u64 = progress.iter().map(|node| node.bytes.load(Ordering::Relaxed)).sum();
+        supervisor.extend(EXTEND_BY, &format!("restoring {shown}: {} of {}", size(placed), size(total)));
+        tokio::select! {
+            report = &mut running => break report.map_err(wrong)?,
+            () = tokio::time::sleep(EXTEND_EVERY) => {}
+        }
+    };
+    if report.outcome != RestoreOutcome::Restored {
+        let reasons: Vec<_> = report.failures.iter().map(ToString::to_string).collect();
+        let reason = if reasons.is_empty() { "it was interrupted".to_owned() } else { reasons.join("; ") };
+        return Err(node.failed(reason));
+    }
+    for (name, restored) in &report.nodes {
+        tracing::warn!(cluster = %node.cluster, node = %name, files = restored.files, bytes = restored.bytes, "restored: its store may start");
+    }
+    Ok(())
+}
+
+/// The newest snapshot that has the node, whatever it says of others.
+async fn newest_of(
+    repository: &Repository,
+    listed: &[ListedSnapshot],
+    node: &NodeName,
+) -> Result<Option<Arc<ClusterManifest>>, crate::repo::RepoError> {
+    for snapshot in listed {
+        let manifest = repository.manifest(snapshot).await?;
+        if manifest.node(node).is_some_and(|record| record.status == NodeStatus::Completed) {
+            return Ok(Some(manifest));
+        }
+    }
+    Ok(None)
+}
+
+/// A server that is down cannot say whether it has `appendonly yes`; the newest snapshot says what it had last. One that has gets
+/// append-only files over the dump, without which it would start empty. Where they are not read they do no harm.
+fn fit_newest(plan: &mut NodePlan, chosen: &ClusterManifest, newest: Option<&ClusterManifest>) {
+    let layout = |manifest: &ClusterManifest| {
+        let description = &manifest.node(&plan.source)?.description;
+        (description.store != "files").then(|| StoreLayout::from_settings(&description.settings, &description.version))
+    };
+    let (Some(from), Some(to)) = (layout(chosen), newest.and_then(layout)) else { return };
+    if to.has_append_only && !from.has_append_only && plan.fit.append_only.is_none() && plan.fit.append_manifest.is_none() {
+        plan.fit.append_only =
+            Some(MadeAppendOnly { dump_file: from.dump_file, directory: to.append_directory, file: to.append_file });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_a_file_system_puts_there_counts_as_nothing() {
+        let root = tempfile::tempdir().expect("a directory");
+        let node = |name: &str| Wanted {
+            cluster: ClusterName::new("prod").expect("legal"),
+            date: LATEST.to_owned(),
+            directory: root.path().join(name),
+            target: RestoreTarget {
+                node: NodeName::new("node-1").expect("legal"),
+                site: NodeSite::default(),
+                replica_of: None,
+                host: None,
+                server: None,
+            },
+        };
+        assert!(is_vacant(&node("absent")).expect("looks"));
+        let data = root.path().join("data");
+        std::fs::create_dir_all(data.join("lost+found")).expect("makes");
+        assert!(is_vacant(&node("data")).expect("looks"));
+        std::fs::write(data.join("dump.rdb"), "").expect("writes");
+        assert!(!is_vacant(&node("data")).expect("looks"), "an empty file is one");
+        std::os::unix::fs::symlink(root.path().join("nowhere"), root.path().join("link")).expect("links");
+        assert!(is_vacant(&node("link")).is_err(), "what it should lead to is away, and not empty");
+        assert!(is_vacant(&node("data/dump.rdb")).is_err(), "it is no directory");
+    }
+}
