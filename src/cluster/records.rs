@@ -15,7 +15,12 @@ pub(super) fn publication(options: &SnapshotOptions, members: &[Member], cut_at:
     let stored = || members.iter().filter(|member| member.status == NodeStatus::Completed);
     let consistent = stored().map(|member| member.proof.consistent).min().unwrap_or(Consistency::No);
     // One node agrees with itself; several agree only when something made them.
-    let scope = if stored().count() > 1 && consistent == Consistency::No { "node" } else { "cluster" };
+    let narrower = stored().find_map(|member| member.proof.scope.as_deref());
+    let scope = match narrower {
+        _ if stored().count() > 1 && consistent == Consistency::No => "node",
+        Some(narrower) => narrower,
+        None => "cluster",
+    };
     let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
     // A store may acknowledge just before it forks, so the longest fork bounds the window from below too.
     let fork_us = stored().filter_map(|member| member.proof.fork_us).max().unwrap_or(0);
