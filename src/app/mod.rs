@@ -27,6 +27,7 @@ pub mod notify;
 pub mod output;
 mod parents;
 pub mod renewal;
+mod ring;
 pub mod served;
 pub mod snapshot;
 pub mod telemetry;

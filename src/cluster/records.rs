@@ -14,8 +14,12 @@ use crate::repo::{Lease, NodeOutcome, Publication, RunRecord, RunStatus};
 pub(super) fn publication(options: &SnapshotOptions, members: &[Member], cut_at: Timestamp, times: CutTimes) -> Publication {
     let stored = || members.iter().filter(|member| member.status == NodeStatus::Completed);
     let consistent = stored().map(|member| member.proof.consistent).min().unwrap_or(Consistency::No);
+    // A ring's queues are seen by all of its tokens together: where one is missing, nobody has looked at its.
+    let is_whole = options.left_out.is_empty() && stored().count() == members.len();
+    let is_seen = is_whole || stored().all(|member| member.description.ring.is_none());
+    let consistent = if is_seen { consistent } else { consistent.min(Consistency::Timed) };
+    let narrower = stored().find_map(|member| member.proof.scope.as_deref()).or((!is_seen).then_some("rack"));
     // One node agrees with itself; several agree only when something made them.
-    let narrower = stored().find_map(|member| member.proof.scope.as_deref());
     let scope = match narrower {
         _ if stored().count() > 1 && consistent == Consistency::No => "node",
         Some(narrower) => narrower,
