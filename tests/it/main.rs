@@ -4,6 +4,7 @@ mod agents;
 mod cli;
 mod consistency;
 mod disk_cache;
+mod dynomite;
 mod end_to_end;
 mod foreign_host;
 mod from_replica;
