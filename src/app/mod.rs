@@ -30,6 +30,7 @@ pub mod output;
 mod parents;
 pub mod renewal;
 pub mod restore_on_start;
+mod ring;
 pub mod served;
 pub mod snapshot;
 pub mod status;

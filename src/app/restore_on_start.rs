@@ -148,7 +148,7 @@ fn wanted(session: &Session) -> Result<Vec<Wanted>, Failure> {
                 target: RestoreTarget {
                     node: node.name,
                     // Whoever starts the store waits for us: to start it from here would wait for ever.
-                    site: NodeSite { data_directory: node.directory, stop: Vec::new(), start: Vec::new() },
+                    site: NodeSite { data_directory: node.directory, ..NodeSite::default() },
                     replica_of: None,
                     host: None,
                     server: node.redis,

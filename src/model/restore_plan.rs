@@ -13,9 +13,12 @@ use super::ids::SnapshotId;
 use super::manifest::{ClusterManifest, KeyCounts};
 use super::names::{ClusterName, NodeName};
 use super::restore_checks::{check_age, check_place, check_replicas, check_served, check_server, check_shared_space};
-pub use super::restore_facts::{DirectoryFacts, Guard, RestoreRequest, ServerFacts, SourceFacts, StoreLayout, TargetFacts};
+pub use super::restore_facts::{
+    DirectoryFacts, Guard, ProxyFacts, RestoreRequest, ServerFacts, SourceFacts, StoreLayout, TargetFacts,
+};
 use super::restore_fit::fit;
 use super::restore_pairs::pairs;
+use super::restore_ring::{check_proxy, check_ring, check_token, tell_other_racks};
 use super::restore_text::human_bytes;
 use super::time::{SnapshotDate, Timestamp};
 
@@ -98,6 +101,9 @@ pub struct NodePlan {
     /// What keeps it from starting while what its links lead to is away.
     #[serde(default)]
     pub guard: Guard,
+    /// The Dynomite in front of it is stopped first, and started when all nodes have loaded.
+    #[serde(default)]
+    pub has_proxy: bool,
     /// It is started and checked afterwards.
     pub start: bool,
     /// Save what runs into the directory that is set aside.
@@ -114,7 +120,7 @@ impl NodePlan {
     pub fn promise(&self) -> String {
         let before = self.before.as_ref().map(|server| (&server.role, &server.slots));
         let what = (&self.source, &self.target, &self.directory, self.content, self.method, self.swap, self.owner, &self.fit);
-        let how = (self.stop, &self.guard, self.start, self.save_first, before);
+        let how = (self.stop, &self.guard, self.has_proxy, self.start, self.save_first, before);
         serde_json::to_string(&(what, how)).expect("plain structures serialize")
     }
 }
@@ -214,6 +220,7 @@ pub enum RefusalCode {
     OtherDirectory,
     TooLittleSpace,
     SlotsDiffer,
+    TokensDiffer,
     DumpTooNew,
     CannotStop,
     CannotStart,
@@ -255,6 +262,7 @@ impl RestorePlan {
         let mut refusals = Refusals(Vec::new());
         let mut warnings = Vec::new();
         let mut nodes = Vec::new();
+        check_ring(sources, targets, request, &mut refusals);
         let (replicas, targets): (Vec<_>, Vec<_>) = targets.iter().cloned().partition(|target| target.replica_of.is_some());
         for (source, target) in pairs(snapshot, sources, &targets, request, &mut refusals) {
             let followers: Vec<_> =
@@ -270,6 +278,7 @@ impl RestorePlan {
                 warnings.push(format!("not touched: {}", left.join(", ")));
             }
         }
+        tell_other_racks(nodes.iter().map(|node| node.target.as_str()), &targets, &mut warnings);
         nodes.sort_by(|a: &NodePlan, b| (a.content, &a.target).cmp(&(b.content, &b.target)));
         check_shared_space(&nodes, &targets, &mut refusals);
         let bytes: u64 = nodes.iter().map(|node| node.bytes.saturating_sub(node.begun_bytes)).sum();
@@ -343,6 +352,8 @@ fn plan_node(
             "{name}: it does not run and no start command is known: start it after the restore and check it yourself"
         ));
     }
+    check_token(source, target, request, refusals);
+    check_proxy(target, request, refusals, warnings);
     check_age(snapshot, target, directory, request, refusals);
     let fit = if is_files { Fit::default() } else { fit(source, target, directory, refusals, warnings) };
     if request.method != Method::Copy {
@@ -383,6 +394,7 @@ fn plan_node(
         carried,
         stop: stop_of(target),
         guard: target.guard.clone(),
+        has_proxy: target.proxy.is_some(),
         start: target.has_start && !is_files,
         save_first: !request.discard_current,
         before: target.server.clone(),
@@ -428,6 +440,7 @@ fn plan_replica(
         carried: directory.carried.clone(),
         stop: stop_of(target),
         guard: target.guard.clone(),
+        has_proxy: false,
         // One that was down stays so: it synchronises whenever somebody starts it.
         start: target.has_start && target.server.is_some(),
         // Its master has it all.
@@ -462,6 +475,7 @@ impl NodePlan {
             carried: Vec::new(),
             stop: StopKind::NotRunning,
             guard: Guard::None,
+            has_proxy: false,
             start: false,
             save_first: true,
             before: None,

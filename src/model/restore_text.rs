@@ -97,6 +97,10 @@ impl fmt::Display for RestorePlan {
             if node.swap == SwapKind::Entries {
                 writeln!(f, "    swap     entry by entry: the directory is a mountpoint")?;
             }
+            if node.has_proxy {
+                let then = if node.start { "started when all nodes have loaded" } else { "its start is left to you" };
+                writeln!(f, "    proxy    its Dynomite is stopped before it, and {then}")?;
+            }
             let save = if node.save_first { "save, then stop" } else { "stop without saving" };
             match node.stop {
                 StopKind::NotRunning => writeln!(f, "    stop     it does not run")?,

@@ -5,6 +5,7 @@ mod agents;
 mod cli;
 mod consistency;
 mod disk_cache;
+mod dynomite;
 mod end_to_end;
 mod fleet;
 mod foreign_host;

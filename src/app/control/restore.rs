@@ -55,6 +55,7 @@ impl RestoreTarget {
                 data_directory: node.directory,
                 stop: node.config.stop.unwrap_or_default(),
                 start: node.config.start.unwrap_or_default(),
+                proxy: node.proxy,
             },
             replica_of: node.config.replica_of,
             host: Some(host),

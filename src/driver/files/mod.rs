@@ -129,7 +129,13 @@ impl StoreDriver for FilesDriver {
     async fn thaw(&mut self) -> Result<ThawReceipt, DriverError> {
         let checks = vec!["every file was opened and measured, each at its own instant".to_owned()];
         Ok(ThawReceipt {
-            proof: CaptureProof { consistent: Consistency::No, kind: "open_files".to_owned(), checks, fork_us: None },
+            proof: CaptureProof {
+                consistent: Consistency::No,
+                kind: "open_files".to_owned(),
+                checks,
+                fork_us: None,
+                scope: None,
+            },
         })
     }
 
