@@ -9,6 +9,7 @@ mod mount_host;
 mod place_file;
 mod proxy;
 mod restore;
+mod restore_back;
 mod restore_copy;
 mod restore_error;
 mod restore_link;

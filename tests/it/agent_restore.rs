@@ -225,7 +225,7 @@ fn a_coordinator_that_dies_in_a_restore_leaves_all_nodes_of_agents_as_they_were_
     let (stores, work) = (stores(), Workplace::new());
     // Its own nodes are beside it, and die with it: only those of agents here.
     let hosts = Hosts::new(&work, &stores, "stored");
-    let rounds = effort(2, 12);
+    let rounds = effort(1, 8);
     let agents_hold = |value: &str| hosts.values()[..2].iter().all(|found| found.as_deref() == Some(value));
     for round in 0..rounds {
         hosts.fill("newer");
