@@ -4,7 +4,7 @@
 //! A token is a node of the snapshot, `token-N`, whichever rack's node is captured: so its directory has the same name each time.
 //! What the configuration calls a node is the name of a restore's target.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use http::Uri;
@@ -62,6 +62,29 @@ pub(super) async fn tokens(
         )));
     }
     members.into_iter().map(|(token, members)| ring.node(token, members)).collect()
+}
+
+/// Who takes a snapshot of a list of nodes has all tokens in it: one that nobody named would be missed by nobody. Where no
+/// Dynomite of the list answers nothing is known here, and those who capture its nodes say what is wrong.
+pub(super) async fn check_whole(cluster: &ClusterName, config: &ClusterConfig, nodes: &[ClusterNode]) -> Result<(), Failure> {
+    if config.discover.is_some() {
+        return Ok(());
+    }
+    let listed: BTreeSet<u64> = config.nodes.values().filter_map(|node| node.token).collect();
+    for member in nodes.iter().filter_map(|node| node.ring.as_ref()).flat_map(|ring| &ring.members) {
+        let Ok(ring) = Admin::new(cluster.as_str(), &member.admin)?.ring().await else { continue };
+        let is_beside = |place: &RingPlace| (&place.datacenter, &place.rack) == (&member.place.datacenter, &member.place.rack);
+        let missing = ring.servers.iter().find(|server| is_beside(&server.place) && !listed.contains(&server.place.token));
+        return match missing {
+            None => Ok(()),
+            Some(server) => Err(Failure::usage(format!(
+                "[clusters.{cluster}] the ring has token {} too, at {}, and no node with it is named",
+                server.place.token, server.host
+            ))
+            .hint(format!("name it as well, or say discover = {:?} under [clusters.{cluster}]", member.admin))),
+        };
+    }
+    Ok(())
 }
 
 /// The nodes of the ring that the configuration names, as targets of a restore. Nobody is asked.

@@ -15,6 +15,7 @@ use super::failure::Failure;
 use super::linked;
 use super::local_node::LocalNode;
 use super::parents::Parents;
+use super::ring;
 use super::wiring::{ClusterNode, Session};
 use crate::agent::NodeService;
 use crate::agent::desk::ReadBytes;
@@ -113,6 +114,9 @@ pub async fn prepare(
     let coordinator = config.and_then(|config| config.coordinator.as_deref());
     let warning = check_coordinator(cluster, repository.keeps_conditions(), coordinator, &host_name())?;
     let (store, nodes) = session.nodes(cluster, &request.source, request.capture.as_deref()).await?;
+    if let Some(config) = config.filter(|_| store == "dynomite") {
+        ring::check_whole(cluster, config, &nodes).await?;
+    }
     let (nodes, left_out) = chosen(cluster, nodes, &request.nodes)?;
     let span = |said: Option<Span>, configured: Option<Span>, default| said.or(configured).map_or(default, |span| span.0);
     let options = SnapshotOptions {

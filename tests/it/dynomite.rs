@@ -20,7 +20,10 @@ use crate::support::mount::wait_for;
 use crate::support::redis::{PATIENCE, both, redis_62};
 
 const KEYS: usize = 300;
-const PAUSE: Duration = Duration::from_secs(2);
+/// The longest that Dynomite allows, for a machine that is busy with other things.
+const PAUSE: Duration = Duration::from_secs(4);
+/// Snapshots after which one is proved, also on such a machine: where the statistics come late, nothing is.
+const TRIES: usize = 20;
 
 /// So many keys through one node, and the same in every rack when this returns.
 fn fill(ring: &Ring, word: &str) {
@@ -120,12 +123,32 @@ async fn the_driver_keeps_the_promises_of_the_port_with_both_versions() {
     }
 }
 
+/// Takes snapshots until one is proved: how it is shown.
+fn proved(work: &Workplace) -> String {
+    let mut shown = String::new();
+    for _ in 0..TRIES {
+        work.succeed(&["snapshot", "live", "--max-pause", "4s"]);
+        shown = work.succeed(&["show", "live/latest"]);
+        if shown.contains("consistent: proved (cluster)") {
+            return shown;
+        }
+    }
+    panic!("{shown}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn empty_queues_prove_the_cut_and_others_leave_it_timed_for_the_rack() {
     let ring = pair();
     let (near, far) = (&ring.nodes[0], &ring.nodes[1]);
     fill(&ring, "stored");
-    let (consistent, scope, checks) = cut(&mut driver(&[near, far])).await;
+    let mut seen = cut(&mut driver(&[near, far])).await;
+    for _ in 1..TRIES {
+        if seen.0 == Consistency::Timed {
+            assert!(seen.1.as_deref() == Some("rack") && seen.2.contains("were not renewed within"), "{seen:?}");
+            seen = cut(&mut driver(&[near, far])).await;
+        }
+    }
+    let (consistent, scope, checks) = seen;
     assert_eq!((consistent, scope), (Consistency::Proved, None), "{checks}");
     assert!(checks.contains("queues of 2 Dynomites empty in the pause"), "{checks}");
 
@@ -189,7 +212,7 @@ fn a_ring_is_found_and_its_preferred_rack_captured_and_another_where_that_is_dow
     let doctor = work.run(&["doctor"]);
     let doctor = String::from_utf8_lossy(&doctor.stdout).into_owned();
     assert_eq!(doctor.matches("can be captured; its Dynomite is well, in rack b of east").count(), 3, "{doctor}");
-    work.succeed(&["snapshot", "live"]);
+    proved(&work);
     let shown =
         |work: &Workplace| -> Value { serde_json::from_str(&work.succeed(&["--json", "show", "live/latest"])).expect("JSON") };
     let places = |shown: &Value| -> Vec<(String, String, u64, String)> {
@@ -219,7 +242,7 @@ fn a_ring_is_found_and_its_preferred_rack_captured_and_another_where_that_is_dow
     let (gone, standby) = (ring.node("b", TOKENS[1]), ring.node("b", TOKENS[2]));
     assert!(gone.store.run("stop").status.success());
     standby.ask_admin("/state/standby");
-    work.succeed(&["snapshot", "live"]);
+    work.succeed(&["snapshot", "live", "--max-pause", "4s"]);
     let second = shown(&work);
     let mut found = places(&second);
     found.sort_by_key(|place| place.2);
@@ -299,9 +322,16 @@ fn a_list_of_nodes_is_captured_without_discovery() {
     let work = Workplace::new();
     work.configure(&restorable(&ring, "live").replacen('\n', "\nrack = \"b\"\n", 1));
     work.succeed(&["init"]);
-    work.succeed(&["snapshot", "live"]);
-    let shown = work.succeed(&["show", "live/latest"]);
-    assert!(shown.contains("token 0, from rack b of east") && shown.contains("consistent: proved (cluster)"), "{shown}");
+    let shown = proved(&work);
+    assert!(shown.contains("token 0, from rack b of east"), "{shown}");
+
+    // A list that lacks a token would be a ring that lacks keys.
+    let ring = Ring::start(&RingPlan { racks: &["a"], tokens: &TOKENS[..2], ..RingPlan::default() });
+    work.configure(&format!("[clusters.part]\nstore = \"dynomite\"\n{}", ring.nodes[0].table("part")));
+    let refused = work.run(&["snapshot", "part"]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(2), "{said}");
+    assert!(said.contains(&format!("the ring has token {} too", TOKENS[1])) && said.contains("discover = \"http://"), "{said}");
 }
 
 /// A `tintyped` that acts for nodes; it ends with this.
@@ -342,13 +372,12 @@ fn an_agent_captures_the_node_of_the_ring_that_its_own_configuration_names() {
     work.succeed(&["init"]);
     let _agent = Agent::start(&work, &configuration);
     wait_for("the agent listens", PATIENCE, || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
-    let told = work.run(&["snapshot", "live"]);
+    let told = work.run(&["snapshot", "live", "--max-pause", "4s"]);
     let text = format!("{}{}", succeeded("the snapshot", &told), String::from_utf8_lossy(&told.stderr));
     assert!(text.contains(&format!("by http://127.0.0.1:{port}")), "{text}");
-    let shown = work.succeed(&["show", "live/latest"]);
-    assert_eq!(shown.matches("from rack b of east").count(), 2, "{shown}");
     // It was told of one rack, and the ring told it of the other.
-    assert!(shown.contains("consistent: proved (cluster)"), "{shown}");
+    let shown = proved(&work);
+    assert_eq!(shown.matches("from rack b of east").count(), 2, "{shown}");
     assert_eq!(shown.matches("queues of 2 Dynomites empty in the pause").count(), 2, "{shown}");
 }
 
@@ -405,7 +434,7 @@ fn a_snapshot_under_writers_is_one_instant_and_restores_both_racks_of_another_ri
     work.succeed(&["init"]);
     let writers = Writers::start(&live);
     let before = writers.written.load(Ordering::SeqCst);
-    let text = work.succeed(&["--json", "snapshot", "live"]);
+    let text = work.succeed(&["--json", "snapshot", "live", "--max-pause", "4s"]);
     let snapshot: Value = serde_json::from_str(&text).expect("JSON");
     assert!(writers.written.load(Ordering::SeqCst) > before, "writes went on");
     drop(writers);
@@ -465,7 +494,7 @@ fn one_node_of_a_ring_is_restored_and_its_other_racks_are_told_of() {
     let work = Workplace::new();
     work.configure(&restorable(&ring, "live"));
     work.succeed(&["init"]);
-    work.succeed(&["snapshot", "live"]);
+    work.succeed(&["snapshot", "live", "--max-pause", "4s"]);
     fill(&ring, "live");
     let stored = |rack: &str, token: usize| values(&ring, rack)[token].iter().all(|(_, value)| value.starts_with("stored:"));
     ring.events();
@@ -495,7 +524,7 @@ fn where_a_redis_does_not_load_no_dynomite_is_started_on_it_and_all_is_as_it_was
     let work = Workplace::new();
     work.configure(&restorable(&ring, "live"));
     work.succeed(&["init"]);
-    work.succeed(&["snapshot", "live"]);
+    work.succeed(&["snapshot", "live", "--max-pause", "4s"]);
     fill(&ring, "live");
     // It damages what it is started on, once: the restored dump.
     let victim = ring.node("b", TOKENS[1]);
@@ -557,7 +586,7 @@ fn append_only_files_of_both_forms_are_captured_and_restored() {
         for capture in ["replication", "aof"] {
             let table = restorable(&ring, "live").replacen('\n', &format!("\ncapture = {capture:?}\n"), 1);
             work.configure(&table);
-            work.succeed(&["snapshot", "live"]);
+            work.succeed(&["snapshot", "live", "--max-pause", "4s"]);
             let list = work.succeed(&["list", "live/latest/token-0"]);
             let form = if binary == redis_62() { "appendonly.aof" } else { "appendonlydir" };
             assert!(list.contains(form) || capture == "replication", "{}: {list}", binary.display());

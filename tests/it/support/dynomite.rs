@@ -196,7 +196,8 @@ impl Node {
     pub fn ask_admin(&self, path: &str) -> String {
         let ask = || -> std::io::Result<String> {
             let mut stream = TcpStream::connect((self.address.as_str(), ADMIN))?;
-            write!(stream, "GET {path} HTTP/1.1\r\n\r\n")?;
+            // In one piece: it reads once.
+            stream.write_all(format!("GET {path} HTTP/1.1\r\n\r\n").as_bytes())?;
             let mut text = String::new();
             stream.read_to_string(&mut text)?;
             Ok(text)
