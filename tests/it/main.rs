@@ -4,6 +4,7 @@ mod agents;
 mod cli;
 mod consistency;
 mod disk_cache;
+mod dynomite_manager;
 mod end_to_end;
 mod fleet;
 mod foreign_host;
