@@ -10,11 +10,13 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use serde::Serialize;
 use zeroize::Zeroizing;
 
 use super::orders::Order;
 use super::remote::{Courier, CourierError};
-use super::wire::{ABANDON, ErrorBody, OrderBody, path, standing};
+use super::restore_orders::{RestoreCourier, RestoreOrder, RestoreReply, RestoreTicket};
+use super::wire::{ABANDON, ErrorBody, OrderBody, RestoreBody, path, restore_path, standing};
 use super::{Reply, Ticket};
 use crate::model::names::{ClusterName, NodeName};
 
@@ -53,14 +55,14 @@ impl HttpCourier {
 
     /// Whether it is there and would obey.
     pub async fn greet(&self, cluster: &ClusterName, node: &NodeName) -> Result<(), CourierError> {
-        match self.send(Method::GET, &standing(cluster, node), None, GREETING_LIMIT).await? {
+        match self.send(Method::GET, &standing(cluster, node), None::<&()>, GREETING_LIMIT).await? {
             // It has done nothing for this node yet.
             (StatusCode::NOT_FOUND, _) => Ok(()),
             (status, body) => self.judged(status, body).map(drop),
         }
     }
 
-    async fn post(&self, path: &str, body: &OrderBody, limit: Duration) -> Result<bytes::Bytes, CourierError> {
+    async fn post(&self, path: &str, body: &impl Serialize, limit: Duration) -> Result<bytes::Bytes, CourierError> {
         let (status, body) = self.send(Method::POST, path, Some(body), limit).await?;
         self.judged(status, body)
     }
@@ -69,7 +71,7 @@ impl HttpCourier {
         &self,
         method: Method,
         path: &str,
-        body: Option<&OrderBody>,
+        body: Option<&impl Serialize>,
         limit: Duration,
     ) -> Result<(StatusCode, bytes::Bytes), CourierError> {
         let unclear = |error: &dyn std::fmt::Display| CourierError::Unclear(format!("{}: {error}", self.base));
@@ -149,5 +151,23 @@ impl Courier for HttpCourier {
 
     async fn abandon(&self, ticket: &Ticket, limit: Duration) -> Result<(), CourierError> {
         self.post(&path(ticket, ABANDON), &OrderBody::new(ticket, None, Duration::ZERO), limit).await.map(drop)
+    }
+}
+
+#[async_trait]
+impl RestoreCourier for HttpCourier {
+    async fn restore(
+        &self,
+        ticket: &RestoreTicket,
+        order: &RestoreOrder,
+        wait: Duration,
+        limit: Duration,
+    ) -> Result<RestoreReply, CourierError> {
+        let answer = self.post(&restore_path(ticket), &RestoreBody::new(ticket, Some(order), wait), limit).await?;
+        serde_json::from_slice(&answer).map_err(|error| CourierError::Unclear(format!("{}: {error}", self.base)))
+    }
+
+    async fn give_up(&self, ticket: &RestoreTicket, limit: Duration) -> Result<(), CourierError> {
+        self.post(&restore_path(ticket), &RestoreBody::new(ticket, None, Duration::ZERO), limit).await.map(drop)
     }
 }

@@ -336,7 +336,7 @@ mod tests {
         assert_eq!((wish.nodes.len(), wish.tags.len(), wish.partial), (1, 1, true));
         assert_eq!(serde_json::from_str::<SnapshotWish>("{}").expect("reads"), SnapshotWish::default());
         for bad in
-            [r#"{"redis": "10.0.0.1:6379"}"#, r#"{"nodes": ["../a"]}"#, r#"{"capture": "save"}"#, "[]", r#"{"partial": 1}"#]
+            [r#"{"redis": "10.0.0.1:6379"}"#, r#"{"nodes": ["../a"]}"#, r#"{"capture": "save"}"#, "\"all\"", r#"{"partial": 1}"#]
         {
             assert!(serde_json::from_str::<SnapshotWish>(bad).is_err(), "{bad}");
         }

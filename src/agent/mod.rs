@@ -2,7 +2,8 @@
 //!
 //! The port is [`NodeService`]: one object per node. `app` implements it for nodes that this process reaches itself, and
 //! [`remote::RemoteNode`] for those that another host's daemon acts for: there a [`desk::Desk`] keeps one session per node
-//! and snapshot. Between the two lies a [`remote::Courier`], which is REST in earnest ([`client`], [`server`]).
+//! and snapshot. Between the two lies a [`remote::Courier`], which is REST in earnest ([`client`], [`server`]). For restores it is the
+//! same: [`restore::RestoreNode`], [`remote_restore::RemoteRestore`], [`restore_desk::RestoreDesk`], [`restore_orders::RestoreCourier`].
 
 pub mod client;
 pub mod desk;
@@ -10,7 +11,11 @@ pub mod dynomite_manager;
 pub mod fleet;
 pub mod orders;
 pub mod remote;
+pub mod remote_restore;
 pub mod restore;
+pub mod restore_desk;
+pub mod restore_orders;
+mod restore_session;
 pub mod server;
 mod session;
 pub mod tls;

@@ -25,15 +25,15 @@ pub const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// Before the freeze an agent that is not heard for so long is away …
 const SILENCE: Duration = Duration::from_secs(10);
 /// … and after the thaw, where a host may restart its network but not its agent. Less than after which that gives up.
-const UPLOAD_SILENCE: Duration = Duration::from_secs(45);
+pub(super) const UPLOAD_SILENCE: Duration = Duration::from_secs(45);
 /// Giving back is tried for so long; after that the agent does it by itself.
 const ABANDON_FOR: Duration = Duration::from_secs(5);
 /// A connection that does not bring the answer so long after it was due is given up for another …
-const LATE: Duration = Duration::from_secs(5);
+pub(super) const LATE: Duration = Duration::from_secs(5);
 /// … and while somebody waits for writes after a part of the time that there is, but no sooner than hosts can be apart.
 const LATE_FROZEN_MIN: Duration = Duration::from_millis(200);
 /// Between two tries, while nobody waits for writes …
-const RETRY: Duration = Duration::from_millis(250);
+pub(super) const RETRY: Duration = Duration::from_millis(250);
 /// … and while somebody does.
 const RETRY_FROZEN: Duration = Duration::from_millis(10);
 

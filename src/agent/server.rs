@@ -1,4 +1,4 @@
-//! The REST interface of an agent: a thin skin over the [`Desk`].
+//! The REST interface of an agent: a thin skin over the [`Desk`] of snapshots and the [`RestoreDesk`].
 //!
 //! **Invariants.** A request names a cluster, a node, a snapshot and an order, and nothing else: which store, directory, command
 //! or repository that means stands in the agent's own configuration. Nothing but `health` is told to who shows no token, where
@@ -18,12 +18,16 @@ use axum::{Json, Router};
 use axum_server::Handle;
 pub use axum_server::tls_rustls::RustlsConfig;
 use hyper_util::rt::TokioTimer;
+use serde::Serialize;
 use tokio::sync::Semaphore;
+use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use super::desk::Desk;
+use super::desk::{Desk, Standing};
 use super::fleet::{self, FleetService};
-use super::wire::{ABANDON, ErrorBody, ErrorText, OrderBody};
+use super::restore_desk::{RestoreDesk, RestoreStanding};
+use super::restore_orders::{RestoreReply, RestoreTicket};
+use super::wire::{ABANDON, ErrorBody, ErrorText, OrderBody, RestoreBody};
 use super::{Reply, Ticket};
 use crate::model::ids::SnapshotId;
 use crate::model::names::{ClusterName, NodeName};
@@ -40,6 +44,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 struct Shared {
     desk: Arc<Desk>,
+    restores: Arc<RestoreDesk>,
     /// Hashed, so that comparing takes the same time whatever is shown.
     token: Option<blake3::Hash>,
     places: Arc<Semaphore>,
@@ -61,19 +66,20 @@ pub async fn serve(
     listener: TcpListener,
     tls: Option<RustlsConfig>,
     token: Option<Zeroizing<String>>,
-    desk: Arc<Desk>,
+    (desk, restores): (Arc<Desk>, Arc<RestoreDesk>),
     fleet: Arc<dyn FleetService>,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
     let token = token.map(|token| blake3::hash(token.as_bytes()));
     let routes = fleet::router(fleet.clone());
-    let app = router(routes, Shared { desk: desk.clone(), token, places: Arc::new(Semaphore::new(REQUESTS_MAX)) });
+    let places = Arc::new(Semaphore::new(REQUESTS_MAX));
+    let app = router(routes, Shared { desk: desk.clone(), restores: restores.clone(), token, places });
     let handle = Handle::new();
     let stopping = handle.clone();
     let stopped = tokio::spawn(async move {
         stop.await;
         fleet.close().await;
-        desk.close().await;
+        tokio::join!(desk.close(), restores.close());
         stopping.graceful_shutdown(Some(STOP_LIMIT));
     });
     let service = app.into_make_service();
@@ -96,6 +102,7 @@ pub async fn serve(
 fn router(fleet: Router<Shared>, shared: Shared) -> Router {
     Router::new()
         .route("/v1/clusters/{cluster}/nodes/{node}/snapshots/{snapshot}/{verb}", post(order))
+        .route("/v1/clusters/{cluster}/nodes/{node}/restores/{restore}", post(restore_order))
         .route("/v1/clusters/{cluster}/nodes/{node}", get(standing))
         .merge(fleet)
         .route_layer(from_fn_with_state(shared.clone(), admit))
@@ -140,12 +147,41 @@ async fn order(
     Ok((status, Json(reply)).into_response())
 }
 
+async fn restore_order(
+    State(shared): State<Shared>,
+    Path((cluster, node, restore)): Path<(ClusterName, NodeName, Uuid)>,
+    body: Result<Json<RestoreBody>, JsonRejection>,
+) -> Result<Response, Refusal> {
+    let Json(body) = body.map_err(|error| Refusal(error.status(), "usage", error.body_text()))?;
+    let wait = body.wait();
+    let ticket = RestoreTicket { cluster, node, restore, subject: body.subject };
+    let Some(order) = body.order else {
+        shared.restores.give_up(&ticket).await;
+        return Ok(Json(serde_json::json!({})).into_response());
+    };
+    let reply = shared.restores.ask(&ticket, order, wait).await;
+    let status = if matches!(reply, RestoreReply::Running(_)) { StatusCode::ACCEPTED } else { StatusCode::OK };
+    Ok((status, Json(reply)).into_response())
+}
+
+/// What was done for the node last, or is being done: its newest snapshot, and its newest restore where there was one.
 async fn standing(
     State(shared): State<Shared>,
     Path((cluster, node)): Path<(ClusterName, NodeName)>,
 ) -> Result<Response, Refusal> {
-    match shared.desk.standing(&cluster, &node).await {
-        Some(standing) => Ok(Json(standing).into_response()),
-        None => Err(Refusal(StatusCode::NOT_FOUND, "not_found", format!("no snapshot of {cluster}/{node} was begun here"))),
+    let restore = shared.restores.standing(&cluster, &node).await;
+    match (shared.desk.standing(&cluster, &node).await, restore) {
+        (None, None) => {
+            Err(Refusal(StatusCode::NOT_FOUND, "not_found", format!("no snapshot of {cluster}/{node} was begun here")))
+        }
+        (snapshot, restore) => Ok(Json(Standings { snapshot, restore }).into_response()),
     }
+}
+
+#[derive(Serialize)]
+struct Standings {
+    #[serde(flatten)]
+    snapshot: Option<Standing>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    restore: Option<RestoreStanding>,
 }

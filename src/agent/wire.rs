@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::Ticket;
 use super::orders::Order;
+use super::restore_orders::{RestoreOrder, RestoreTicket, Subject};
 use crate::model::names::{ClusterName, NodeName};
 
 /// An agent keeps nobody longer than this, whatever is asked.
@@ -36,6 +37,31 @@ pub(super) struct OrderBody {
     pub wait_us: u64,
 }
 
+/// The body of an order of a restore. Which node's and which restore's it is stands in the address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RestoreBody {
+    /// The snapshot; absent for a rollback or a settling.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<Subject>,
+    /// What is to be done; absent: what is being placed is to end soon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<RestoreOrder>,
+    /// How long to wait for the outcome.
+    #[serde(default)]
+    pub wait_us: u64,
+}
+
+impl RestoreBody {
+    pub fn new(ticket: &RestoreTicket, order: Option<&RestoreOrder>, wait: Duration) -> Self {
+        Self { subject: ticket.subject.clone(), order: order.cloned(), wait_us: micros(wait) }
+    }
+
+    pub fn wait(&self) -> Duration {
+        Duration::from_micros(self.wait_us).min(WAIT_MAX)
+    }
+}
+
 /// Why a request was not taken.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ErrorBody {
@@ -53,6 +79,11 @@ pub(super) struct ErrorText {
 /// The path of an order.
 pub(super) fn path(ticket: &Ticket, verb: &str) -> String {
     format!("/v1/clusters/{}/nodes/{}/snapshots/{}/{verb}", ticket.cluster, ticket.node, ticket.snapshot)
+}
+
+/// The path of a restore's orders.
+pub(super) fn restore_path(ticket: &RestoreTicket) -> String {
+    format!("/v1/clusters/{}/nodes/{}/restores/{}", ticket.cluster, ticket.node, ticket.restore)
 }
 
 /// The path of what an agent does for a node.

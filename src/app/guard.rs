@@ -16,7 +16,7 @@ use super::control_args::GuardArgs;
 use super::failure::{Exit, Failure};
 use super::mountpoint::within;
 use super::output::Output;
-use crate::driver::served::open_beneath;
+use crate::driver::beneath::open_beneath;
 use crate::model::names::TreePath;
 
 /// What is served for links of `/var/lib/redis` is at `/var/lib/.redis.links-` and eight digits.
@@ -64,7 +64,8 @@ fn linked(directory: &Path, target: &Path) -> Option<(PathBuf, PathBuf)> {
 
 /// Who owns the directory may have made the links, and we may be root: nothing is opened but a file below that place.
 fn answers((served, path): &(PathBuf, PathBuf)) -> bool {
-    TreePath::new(path.as_os_str().as_bytes().to_vec()).is_ok_and(|path| open_beneath(served, &path).is_ok())
+    TreePath::new(path.as_os_str().as_bytes().to_vec())
+        .is_ok_and(|path| open_beneath(served, Path::new(path.as_os_str())).is_ok())
 }
 
 fn is_served(target: &Path, mark: &str) -> bool {

@@ -148,10 +148,12 @@ fn wanted(session: &Session) -> Result<Vec<Wanted>, Failure> {
                 target: RestoreTarget {
                     node: node.name,
                     // Whoever starts the store waits for us: to start it from here would wait for ever.
-                    site: NodeSite { data_directory: node.directory, stop: Vec::new(), start: Vec::new() },
+                    site: NodeSite { data_directory: node.directory, ..NodeSite::default() },
                     replica_of: None,
                     host: None,
                     server: node.redis,
+                    // It is what acts here.
+                    agent: None,
                 },
             });
         }
@@ -223,7 +225,7 @@ async fn bring_back(
         node.failed(format!("restore_date = {:?}: {failure}{hint}", node.date))
     })?;
     tracing::warn!(%cluster, node = %name, date = %chosen.date, directory = %node.directory.display(), "its data directory is empty: it is restored");
-    let kept_before = restore::kept(cluster.as_str(), std::slice::from_ref(&node.target), state);
+    let kept_before = restore::kept(cluster.as_str(), std::slice::from_ref(&node.target), state).await;
     let has_kept = !kept_before.map_err(|error| node.failed(format!("{error:#}")))?.is_empty();
     place(session, node, repository, (&listed, &chosen), state, supervisor, is_interrupted).await?;
     if !has_kept {
@@ -258,8 +260,7 @@ async fn place(
         confirm: None,
     };
     let (targets, clock) = (std::slice::from_ref(&node.target), session.clock.clone());
-    let source: Arc<dyn SnapshotSource> = repository.clone();
-    let mut prepared = restore::prepare(source, chosen, targets, &request, state, clock).await.map_err(wrong)?;
+    let mut prepared = restore::prepare(repository.clone(), chosen, targets, &request, state, clock).await.map_err(wrong)?;
     if !prepared.plan.is_allowed() {
         let reasons: Vec<_> =
             prepared.plan.refusals.iter().map(|refusal| format!("{} ({})", refusal.reason, refusal.next)).collect();
@@ -271,14 +272,13 @@ async fn place(
         fit_newest(plan, &chosen, newest.as_deref());
     }
     let total = prepared.plan.nodes.iter().map(|plan| plan.bytes).sum();
-    let (progress, shown) = (prepared.progress(), format!("{}/{}", node.cluster, node.target.node));
+    let (placed, shown) = (prepared.placed(), format!("{}/{}", node.cluster, node.target.node));
     let on_step = |step| tracing::info!(node = shown, ?step, "a restore at the start goes on");
     let is_cancelled = || is_interrupted.load(Ordering::Relaxed);
     let running = Box::pin(prepared.run(&on_step, &is_cancelled));
     tokio::pin!(running);
     let report = loop {
-        let placed: u64 = progress.iter().map(|node| node.bytes.load(Ordering::Relaxed)).sum();
-        supervisor.extend(EXTEND_BY, &format!("restoring {shown}: {} of {}", size(placed), size(total)));
+        supervisor.extend(EXTEND_BY, &format!("restoring {shown}: {} of {}", size(placed().bytes), size(total)));
         tokio::select! {
             report = &mut running => break report.map_err(wrong)?,
             () = tokio::time::sleep(EXTEND_EVERY) => {}
@@ -341,6 +341,7 @@ mod tests {
                 replica_of: None,
                 host: None,
                 server: None,
+                agent: None,
             },
         };
         assert!(is_vacant(&node("absent")).expect("looks"));

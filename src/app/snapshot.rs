@@ -118,7 +118,7 @@ pub async fn prepare(
     let options = SnapshotOptions {
         uuid: request.uuid,
         cluster: cluster.clone(),
-        cut_kind: if store == "redis" { CutKind::Frozen } else { CutKind::None },
+        cut_kind: if matches!(store.as_str(), "redis" | "dynomite") { CutKind::Frozen } else { CutKind::None },
         store,
         pause: span(request.max_pause, config.and_then(|config| config.max_pause), MAX_PAUSE),
         patience: span(request.patience, config.and_then(|config| config.patience), PATIENCE),

@@ -46,6 +46,9 @@ pub struct SnapshotStanding {
     pub uuid: SnapshotId,
     /// Of which cluster.
     pub cluster: ClusterName,
+    /// Of a restore over several hosts: the cluster that was restored into.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restored_into: Option<ClusterName>,
     /// Its dated name, once it is published.
     pub date: Option<SnapshotDate>,
     /// As a whole.
@@ -63,7 +66,8 @@ impl SnapshotStanding {
     /// One that this process makes: its nodes are known before anything is written of it.
     pub fn processing(uuid: SnapshotId, cluster: ClusterName, nodes: &[NodeName]) -> Self {
         let nodes = nodes.iter().map(|name| (name.clone(), NodeOutcome::empty(NodeStatus::Processing, None))).collect();
-        Self { uuid, cluster, date: None, status: OverallStatus::Processing, reason: None, maker: None, nodes }
+        let status = OverallStatus::Processing;
+        Self { uuid, cluster, restored_into: None, date: None, status, reason: None, maker: None, nodes }
     }
 
     fn announced(cluster: ClusterName, intent: Intent, now: Timestamp) -> Self {
@@ -98,6 +102,7 @@ impl SnapshotStanding {
         Self {
             uuid: manifest.uuid,
             cluster: manifest.cluster.clone(),
+            restored_into: None,
             date: Some(manifest.date),
             status,
             reason: None,
@@ -113,7 +118,11 @@ impl SnapshotStanding {
             text.push_str(&format!("  since {since} by {maker}\n"));
         }
         if let Some(date) = self.date {
-            text.push_str(&format!("  published as {}/{date}\n", self.cluster));
+            let line = match &self.restored_into {
+                Some(target) => format!("  restore of {}/{date} into {target}\n", self.cluster),
+                None => format!("  published as {}/{date}\n", self.cluster),
+            };
+            text.push_str(&line);
         }
         if let Some(reason) = &self.reason {
             text.push_str(&format!("  {reason}\n"));
@@ -139,8 +148,8 @@ impl From<RunRecord> for SnapshotStanding {
             RunStatus::Partial => OverallStatus::Partial,
             RunStatus::Failed => OverallStatus::Failed,
         };
-        let RunRecord { uuid, cluster, date, reason, nodes, .. } = run;
-        Self { uuid, cluster, date, status, reason, maker: None, nodes }
+        let RunRecord { uuid, cluster, restored_into, date, reason, nodes, .. } = run;
+        Self { uuid, cluster, restored_into, date, status, reason, maker: None, nodes }
     }
 }
 

@@ -10,11 +10,13 @@ use super::config::{ClusterConfig, Compression, Config, NodeConfig, read_key_fil
 use super::control_args::{CommonArgs, SourceArgs};
 use super::failure::Failure;
 use super::output::Output;
+use super::ring;
 use crate::base::{Accounts, Clock, SystemClock};
+use crate::driver::dynomite::{DynomiteDriver, DynomiteOptions};
 use crate::driver::redis::{CaptureMode, Password, RedisDriver, RedisOptions, discover};
 use crate::driver::served::ServedNode;
 use crate::driver::{
-    StoreDriver,
+    ProxySite, StoreDriver,
     files::{FilesDriver, FilesOptions},
 };
 use crate::model::names::{ClusterName, NodeName};
@@ -49,6 +51,10 @@ pub struct ClusterNode {
     pub name: NodeName,
     /// Redis nodes: how it is reached.
     pub redis: Option<RedisOptions>,
+    /// Tokens of a ring: the nodes that hold it.
+    pub ring: Option<DynomiteOptions>,
+    /// Nodes of a ring as the configuration names them: the Dynomite in front.
+    pub proxy: Option<ProxySite>,
     /// Files nodes: its directory. Redis nodes: its data directory where it is on this host.
     pub directory: Option<PathBuf>,
     /// What else the configuration says.
@@ -197,6 +203,10 @@ impl Session {
         let config = configured.unwrap_or(&default);
         // Addresses on the command line say what the nodes are, whatever the configuration has under this name.
         let store = config.store.as_deref().filter(|_| source.redis.is_empty()).unwrap_or("redis");
+        if let Some(key) = config.ring_key().filter(|_| store != "dynomite" && source.redis.is_empty()) {
+            return Err(Failure::usage(format!("[clusters.{cluster}] {key} is of a ring of Dynomite, and store is {store:?}"))
+                .hint("say store = \"dynomite\", or leave it out"));
+        }
         match store {
             "files" => {
                 let mut nodes = Vec::new();
@@ -205,14 +215,14 @@ impl Session {
                     if directory.is_none() && node.agent.is_none() {
                         return Err(Failure::usage(format!("[clusters.{cluster}.nodes.{name}] has no data_directory")));
                     }
-                    nodes.push(ClusterNode { name: name.clone(), redis: None, directory, config: node.clone() });
+                    nodes.push(ClusterNode { directory, config: node.clone(), ..ClusterNode::new(name.clone()) });
                 }
                 Ok(("files".to_owned(), nodes))
             }
             "redis" => Ok(("redis".to_owned(), self.redis_nodes(cluster, config, source, capture).await?)),
-            other => {
-                Err(Failure::usage(format!("[clusters.{cluster}] store: {other:?} is not known")).hint("redis and files are"))
-            }
+            "dynomite" => Ok(("dynomite".to_owned(), ring::tokens(cluster, config, capture).await?)),
+            other => Err(Failure::usage(format!("[clusters.{cluster}] store: {other:?} is not known"))
+                .hint("redis, dynomite and files are")),
         }
     }
 
@@ -223,24 +233,7 @@ impl Session {
         source: &SourceArgs,
         capture: Option<&str>,
     ) -> Result<Vec<ClusterNode>, Failure> {
-        let capture = match capture.or(config.capture.as_deref()).unwrap_or("replication") {
-            "replication" => CaptureMode::Replication,
-            "save" => CaptureMode::Save,
-            "aof" => CaptureMode::Aof,
-            other => return Err(Failure::usage(format!("capture {other:?} is not known")).hint("replication, save and aof are")),
-        };
-        let capture = match (config.from.as_deref().unwrap_or("master"), capture) {
-            ("master", capture) => capture,
-            ("replica", CaptureMode::Replication) => CaptureMode::FromReplica,
-            ("replica", _) => {
-                let text = format!("[clusters.{cluster}] from = \"replica\" goes with capture = \"replication\" alone");
-                return Err(Failure::usage(text).hint("files of a replica are not read: leave `from` or `capture` out"));
-            }
-            (other, _) => {
-                let text = format!("[clusters.{cluster}] from: {other:?} is not known");
-                return Err(Failure::usage(text).hint("master and replica are"));
-            }
-        };
+        let capture = config.capture_mode(cluster, capture)?;
         let options =
             |name: &NodeName, address: &str, node: &NodeConfig| redis_options(config, source, capture, name, address, node);
         let mut nodes: Vec<ClusterNode> = Vec::new();
@@ -259,7 +252,8 @@ impl Session {
                 let (name, node) = named
                     .map_or_else(|| (found.node.clone(), NodeConfig::default()), |(name, node)| (name.clone(), node.clone()));
                 let redis = options(&name, &found.url, &node)?;
-                nodes.push(ClusterNode { name, redis: Some(redis), directory: node.data_directory.clone(), config: node });
+                let directory = node.data_directory.clone();
+                nodes.push(ClusterNode { redis: Some(redis), directory, config: node, ..ClusterNode::new(name) });
             }
         }
         if nodes.is_empty() {
@@ -292,12 +286,14 @@ impl Session {
         }
         if config.store.as_deref() == Some("files") {
             let node = |(name, node): (&NodeName, &NodeConfig)| ClusterNode {
-                name: name.clone(),
-                redis: None,
                 directory: node.data_directory.clone(),
                 config: node.clone(),
+                ..ClusterNode::new(name.clone())
             };
             return Ok(config.nodes.iter().map(node).collect());
+        }
+        if config.store.as_deref() == Some("dynomite") {
+            return ring::members(cluster, config);
         }
         let source = SourceArgs::default();
         configured(cluster, config, &|name, address, node| {
@@ -332,8 +328,16 @@ impl Session {
 }
 
 impl ClusterNode {
+    /// A node of which nothing is known yet.
+    pub(super) fn new(name: NodeName) -> Self {
+        Self { name, redis: None, ring: None, proxy: None, directory: None, config: NodeConfig::default() }
+    }
+
     /// A driver for it; `served` is what restores by links have on this host.
     pub fn driver(&self, clock: &Arc<dyn Clock>, served: &[ServedNode]) -> Result<Box<dyn StoreDriver>, Failure> {
+        if let Some(ring) = &self.ring {
+            return Ok(Box::new(DynomiteDriver::new(ring.clone().serving(served))?));
+        }
         match (&self.redis, &self.directory) {
             (Some(options), _) => Ok(Box::new(RedisDriver::new(RedisOptions { served: served.to_vec(), ..options.clone() })?)),
             (None, Some(directory)) => {
@@ -372,13 +376,14 @@ fn configured(cluster: &ClusterName, config: &ClusterConfig, options: MakeOption
             None if node.agent.is_some() => None,
             None => return Err(Failure::usage(format!("[clusters.{cluster}.nodes.{name}] has no address"))),
         };
-        Ok(ClusterNode { name: name.clone(), redis, directory: node.data_directory.clone(), config: node.clone() })
+        let directory = node.data_directory.clone();
+        Ok(ClusterNode { redis, directory, config: node.clone(), ..ClusterNode::new(name.clone()) })
     };
     config.nodes.iter().map(node).collect()
 }
 
 /// How one node is reached: what its own section says, else the command line, else its cluster's section.
-fn redis_options(
+pub(super) fn redis_options(
     config: &ClusterConfig,
     source: &SourceArgs,
     capture: CaptureMode,
@@ -440,7 +445,7 @@ fn files_nodes(directories: &[PathBuf]) -> Result<Vec<ClusterNode>, Failure> {
             return Err(Failure::usage(format!("two directories would have the name {name}"))
                 .hint("write them into the configuration, under names of their own"));
         }
-        nodes.push(ClusterNode { name, redis: None, directory: Some(resolved), config: NodeConfig::default() });
+        nodes.push(ClusterNode { directory: Some(resolved), ..ClusterNode::new(name) });
     }
     Ok(nodes)
 }

@@ -87,6 +87,7 @@ impl NodeService for FakeNode {
                 kind: "wish".to_owned(),
                 checks: Vec::new(),
                 fork_us: Some(50_000_000),
+                scope: None,
             }),
         }
     }

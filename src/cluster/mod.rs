@@ -5,5 +5,6 @@ mod identity;
 mod memory;
 mod records;
 pub mod restore;
+pub mod restore_decision;
 #[cfg(test)]
 mod simulation_tests;

@@ -16,8 +16,17 @@ const NOT_ASKED_FOR: &str = "it was not asked for";
 pub(super) fn publication(options: &SnapshotOptions, members: &[Member], cut_at: Timestamp, times: CutTimes) -> Publication {
     let stored = || members.iter().filter(|member| member.status == NodeStatus::Completed);
     let consistent = stored().map(|member| member.proof.consistent).min().unwrap_or(Consistency::No);
+    // A ring's queues are seen by all of its tokens together: where one is missing, nobody has looked at its.
+    let is_whole = options.left_out.is_empty() && stored().count() == members.len();
+    let is_seen = is_whole || stored().all(|member| member.description.ring.is_none());
+    let consistent = if is_seen { consistent } else { consistent.min(Consistency::Timed) };
+    let narrower = stored().find_map(|member| member.proof.scope.as_deref()).or((!is_seen).then_some("rack"));
     // One node agrees with itself; several agree only when something made them.
-    let scope = if stored().count() > 1 && consistent == Consistency::No { "node" } else { "cluster" };
+    let scope = match narrower {
+        _ if stored().count() > 1 && consistent == Consistency::No => "node",
+        Some(narrower) => narrower,
+        None => "cluster",
+    };
     let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
     // A store may acknowledge just before it forks, so the longest fork bounds the window from below too.
     let fork_us = stored().filter_map(|member| member.proof.fork_us).max().unwrap_or(0);
@@ -64,6 +73,7 @@ pub(super) fn run_record(
         (name.clone(), NodeOutcome::empty(NodeStatus::Missing, reason))
     });
     RunRecord {
+        restored_into: None,
         uuid: options.uuid,
         cluster: options.cluster.clone(),
         date: outcome.as_ref().ok().map(|published| published.listed.date),

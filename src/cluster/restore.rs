@@ -3,6 +3,9 @@
 //! Replicas are stopped before any master, so that none takes over, and started when every master has been checked; at last
 //! every node is looked at again, after the time in which a cluster could have failed it over.
 //!
+//! Where nodes are on other hosts, that all were restored is decided before any of them is finished (see
+//! [`super::restore_decision`]): whoever dies then, all nodes stay restored or all go back.
+//!
 //! **Invariants.** No node is stopped before the files of all are placed, and none is swapped before all are stopped.
 //! When anything fails, every node is brought back to how it was found: the cluster holds the old state or the restored
 //! one, never some of each.
@@ -16,6 +19,7 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::restore_decision::{Decided, RestoreDecision};
 use crate::agent::restore::{NodeRestored, RestoreNode, RestoreStep, StepFailure};
 use crate::model::restore_plan::{Content, NodePlan, RestorePlan};
 
@@ -44,7 +48,7 @@ pub struct RestoreReport {
     pub failures: Vec<StepFailure>,
 }
 
-/// Nodes whose files are placed at once: while one waits for the store or syncs, the other fills the disk. Each has several
+/// Nodes of one host whose files are placed at once: while one waits for the store or syncs, the other fills the disk. Each has several
 /// files and runs under way itself, so that more nodes would only share the same disk.
 const PLACED_AT_ONCE: usize = 2;
 /// Between two looks at whether the operator wants to stop, while files are placed.
@@ -55,11 +59,12 @@ type Pair<'a> = (&'a NodePlan, &'a Arc<dyn RestoreNode>);
 /// Told when a step begins on all nodes.
 pub type OnStep<'a> = &'a (dyn Fn(RestoreStep) + Sync);
 
-/// Carries out a plan. `nodes` are found by their names; `is_cancelled` is asked between steps until the swap, which
-/// is the point of no return for a wish to stop (not for an error).
+/// Carries out a plan. `nodes` are found by their names; `decision` is wanted where some are on other hosts; `is_cancelled` is
+/// asked between steps until the swap, which is the point of no return for a wish to stop (not for an error).
 pub async fn restore(
     plan: &RestorePlan,
     nodes: &[Arc<dyn RestoreNode>],
+    decision: Option<&RestoreDecision>,
     on_step: OnStep<'_>,
     is_cancelled: &(dyn Fn() -> bool + Sync),
 ) -> RestoreReport {
@@ -84,18 +89,26 @@ pub async fn restore(
     let (replicas, masters): (Vec<Pair<'_>>, Vec<Pair<'_>>) =
         pairs.iter().partition(|(plan, _)| plan.content == Content::Emptied);
     let mut was_swapped = false;
-    match steps(&pairs, (&masters, &replicas), &mut report, &mut was_swapped, on_step, is_cancelled).await {
+    match steps(&pairs, (&masters, &replicas), &mut report, &mut was_swapped, decision, on_step, is_cancelled).await {
         Ok(()) => report.outcome = RestoreOutcome::Restored,
-        Err(failures) => {
-            report.failures = failures;
+        Err(Trouble::Doubt(failure)) => {
+            report.failures.push(failure);
+            report.outcome = RestoreOutcome::Stuck;
+        }
+        Err(Trouble::Failed(failures)) => {
             on_step(RestoreStep::Undo);
             let mut stuck = Vec::new();
             if was_swapped {
+                if let Some(decision) = decision {
+                    // Agents that are cut off need not find it out by themselves; they do where this is not written.
+                    let reason = failures.first().map(ToString::to_string).unwrap_or_default();
+                    let _stands_already = decision.undone(&reason).await;
+                }
                 // None of them takes over while its master goes back.
-                stuck.extend(
-                    join_all(replicas.iter().map(|(plan, node)| node.stop(plan))).await.into_iter().filter_map(Result::err),
-                );
+                let aside = join_all(replicas.iter().map(|(plan, node)| node.step_aside(plan))).await;
+                stuck.extend(aside.into_iter().filter_map(Result::err));
             }
+            report.failures = failures;
             for nodes in [&masters, &replicas] {
                 stuck
                     .extend(join_all(nodes.iter().map(|(plan, node)| node.undo(plan))).await.into_iter().filter_map(Result::err));
@@ -107,14 +120,29 @@ pub async fn restore(
     report
 }
 
+/// Why a restore did not come to its end.
+enum Trouble {
+    /// Every node goes back.
+    Failed(Vec<StepFailure>),
+    /// Whether the others may go back is not known: nobody is touched.
+    Doubt(StepFailure),
+}
+
+impl From<Vec<StepFailure>> for Trouble {
+    fn from(failures: Vec<StepFailure>) -> Self {
+        Self::Failed(failures)
+    }
+}
+
 async fn steps(
     pairs: &[Pair<'_>],
     (masters, replicas): (&[Pair<'_>], &[Pair<'_>]),
     report: &mut RestoreReport,
     was_swapped: &mut bool,
+    decision: Option<&RestoreDecision>,
     on_step: OnStep<'_>,
     is_cancelled: &(dyn Fn() -> bool + Sync),
-) -> Result<(), Vec<StepFailure>> {
+) -> Result<(), Trouble> {
     let cancelled = |step| if is_cancelled() { Err(vec![interrupted(step)]) } else { Ok(()) };
     on_step(RestoreStep::Stage);
     stage(pairs, report, is_cancelled).await?;
@@ -141,6 +169,20 @@ async fn steps(
     }
     on_step(RestoreStep::Confirm);
     all(join_all(pairs.iter().map(|(plan, node)| node.confirm(plan))).await)?;
+    let failure = |reason| StepFailure { node: "restore".to_owned(), step: RestoreStep::Confirm, reason };
+    match decision {
+        None => {}
+        Some(decision) => match decision.restored().await {
+            Decided::Restored => {}
+            Decided::Undone(reason) => return Err(Trouble::Failed(vec![failure(format!("a node has given up: {reason}"))])),
+            Decided::Unknown(reason) => {
+                let reason = format!(
+                    "every node was confirmed, and that could not be written down: {reason}; each agent finds out by itself whether it stays or goes back"
+                );
+                return Err(Trouble::Doubt(failure(reason)));
+            }
+        },
+    }
     // From here on nothing is undone: all nodes hold the snapshot.
     let finished = join_all(pairs.iter().map(|(plan, node)| node.finish(plan))).await;
     report.failures.extend(finished.into_iter().filter_map(Result::err));
@@ -153,23 +195,26 @@ async fn stage(
     report: &mut RestoreReport,
     is_cancelled: &(dyn Fn() -> bool + Sync),
 ) -> Result<(), Vec<StepFailure>> {
-    let mut waiting = pairs.iter();
+    let mut waiting: Vec<&Pair<'_>> = pairs.iter().collect();
+    let mut under_way: BTreeMap<Option<&str>, usize> = BTreeMap::new();
     let mut placing = FuturesUnordered::new();
     let mut first_failure = None;
     loop {
-        while first_failure.is_none()
-            && placing.len() < PLACED_AT_ONCE
-            && let Some((plan, node)) = waiting.next()
-        {
-            placing.push(async move { (plan, node.stage(plan).await) });
-        }
+        waiting.retain(|(plan, node)| {
+            let count = under_way.entry(node.agent()).or_default();
+            let has_to_wait = first_failure.is_some() || *count >= PLACED_AT_ONCE;
+            if !has_to_wait {
+                *count += 1;
+                placing.push(async move { (plan, node, node.stage(plan).await) });
+            }
+            has_to_wait
+        });
         let failure = tokio::select! {
             placed = placing.next() => match placed {
-                Some((plan, Ok(placed))) => {
-                    report.nodes.insert(plan.target.clone(), placed);
-                    None
+                Some((plan, node, result)) => {
+                    *under_way.entry(node.agent()).or_default() -= 1;
+                    result.map(|placed| drop(report.nodes.insert(plan.target.clone(), placed))).err()
                 }
-                Some((_, Err(failure))) => Some(failure),
                 None => return first_failure.map_or(Ok(()), |failure| Err(vec![failure])),
             },
             () = tokio::time::sleep(LOOK) => None,
@@ -206,7 +251,9 @@ mod tests {
     use async_trait::async_trait;
 
     use super::*;
+    use crate::agent::restore::{KeptRestore, Placed};
     use crate::model::names::ClusterName;
+    use crate::model::restore_plan::TargetFacts;
     use crate::model::time::{SnapshotDate, Timestamp};
 
     type Log = Arc<Mutex<Vec<String>>>;
@@ -220,6 +267,7 @@ mod tests {
         /// It places its files until it is given up.
         is_endless: bool,
         given_up: tokio::sync::Notify,
+        agent: Option<String>,
         /// Nodes that place files now, and the most that ever did.
         placing: Arc<Mutex<(usize, usize)>>,
     }
@@ -238,6 +286,15 @@ mod tests {
     impl RestoreNode for Teller {
         fn name(&self) -> &str {
             &self.name
+        }
+        fn agent(&self) -> Option<&str> {
+            self.agent.as_deref()
+        }
+        async fn inspect(&self) -> TargetFacts {
+            TargetFacts::default()
+        }
+        fn placed(&self) -> Placed {
+            Placed::default()
         }
         async fn stage(&self, _plan: &NodePlan) -> Result<NodeRestored, StepFailure> {
             let count = |by: isize| {
@@ -278,8 +335,26 @@ mod tests {
         async fn finish(&self, _plan: &NodePlan) -> Result<(), StepFailure> {
             self.step("finish")
         }
+        async fn step_aside(&self, _plan: &NodePlan) -> Result<(), StepFailure> {
+            self.step("step_aside")
+        }
         async fn undo(&self, _plan: &NodePlan) -> Result<(), StepFailure> {
             self.step("undo")
+        }
+        async fn undo_of_another(&self, _restore: Uuid, _was_stopped: bool) -> Result<(), StepFailure> {
+            self.step("undo")
+        }
+        async fn kept(&self) -> Result<Vec<KeptRestore>, String> {
+            Ok(Vec::new())
+        }
+        async fn halt(&self) -> Result<bool, String> {
+            Ok(false)
+        }
+        async fn roll_back(&self, _was_halted: bool) -> Result<Option<KeptRestore>, String> {
+            Ok(None)
+        }
+        async fn settle(&self) -> Result<usize, String> {
+            Ok(0)
         }
     }
 
@@ -317,7 +392,7 @@ mod tests {
             refusals: Vec::new(),
         };
         let nodes: Vec<_> = tellers.into_iter().map(|teller| Arc::new(teller) as Arc<dyn RestoreNode>).collect();
-        restore(&plan, &nodes, &|_| {}, is_cancelled).await
+        restore(&plan, &nodes, None, &|_| {}, is_cancelled).await
     }
 
     #[tokio::test]
@@ -327,6 +402,18 @@ mod tests {
         let report = run(["a", "b", "c", "d", "e", "f"].map(teller).into(), &|| false).await;
         assert_eq!((report.outcome, report.nodes.len()), (RestoreOutcome::Restored, 6));
         assert_eq!(*placing.lock().expect("no panic"), (0, PLACED_AT_ONCE));
+    }
+
+    #[tokio::test]
+    async fn nodes_of_other_hosts_are_placed_beside_them() {
+        let placing = Arc::new(Mutex::new((0, 0)));
+        let teller = |name: &str| {
+            let agent = (name < "d").then(|| "https://a:7070".to_owned());
+            Teller { name: name.to_owned(), agent, placing: placing.clone(), ..Teller::default() }
+        };
+        let report = run(["a", "b", "c", "d", "e", "f"].map(teller).into(), &|| false).await;
+        assert_eq!((report.outcome, report.nodes.len()), (RestoreOutcome::Restored, 6));
+        assert_eq!(*placing.lock().expect("no panic"), (0, 2 * PLACED_AT_ONCE));
     }
 
     #[tokio::test]
@@ -362,7 +449,7 @@ mod tests {
         for step in ["start", "check", "confirm"] {
             let (outcome, log) = told(Some(step)).await;
             assert_eq!(outcome, RestoreOutcome::Undone);
-            assert!(log.join(", ").ends_with("stop c, undo a, undo b, undo c"), "{step}: {log:?}");
+            assert!(log.join(", ").ends_with("step_aside c, undo a, undo b, undo c"), "{step}: {log:?}");
             assert!(!log.iter().any(|line| line.starts_with("finish")), "{step}: {log:?}");
         }
         let (_, log) = told(Some("stage")).await;

@@ -268,8 +268,13 @@ impl NodeService for SimulatedNode {
         if !held {
             return Err(NodeError::new(NodeErrorKind::Void, "the freeze did not hold"));
         }
-        let proof =
-            CaptureProof { consistent: Consistency::Proved, kind: "simulated".to_owned(), checks: Vec::new(), fork_us: None };
+        let proof = CaptureProof {
+            consistent: Consistency::Proved,
+            kind: "simulated".to_owned(),
+            checks: Vec::new(),
+            fork_us: None,
+            scope: None,
+        };
         Ok(proof)
     }
 

@@ -51,7 +51,13 @@ impl FakeDriver {
             thaw: Box::new(|| {
                 let checks = vec!["told so".to_owned()];
                 Ok(ThawReceipt {
-                    proof: CaptureProof { consistent: Consistency::Proved, kind: "fake".to_owned(), checks, fork_us: None },
+                    proof: CaptureProof {
+                        consistent: Consistency::Proved,
+                        kind: "fake".to_owned(),
+                        checks,
+                        fork_us: None,
+                        scope: None,
+                    },
                 })
             }),
             collect: Box::new(move || Ok(vec![literal("data", &content)])),

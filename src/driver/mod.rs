@@ -15,11 +15,13 @@ use async_trait::async_trait;
 use tokio::io::AsyncRead;
 
 use crate::model::ids::SnapshotId;
-use crate::model::manifest::{CaptureProof, FileClass, FileKind, KeyCounts, NodeDescription, Ownership};
+use crate::model::manifest::{CaptureProof, FileClass, FileKind, KeyCounts, NodeDescription, Ownership, RingPlace};
 use crate::model::names::{NodeName, TreePath};
 
+pub mod beneath;
 pub mod conformance;
 pub mod control;
+pub mod dynomite;
 pub mod fake;
 pub mod files;
 pub mod redis;
@@ -263,6 +265,21 @@ pub struct NodeSite {
     /// The store's data directory on this host; `None` when it lives elsewhere.
     pub data_directory: Option<PathBuf>,
     /// Command that stops the store's supervisor, argument by argument.
+    pub stop: Vec<String>,
+    /// Command that starts it again.
+    pub start: Vec<String>,
+    /// The Dynomite in front of it.
+    pub proxy: Option<ProxySite>,
+}
+
+/// A Dynomite on this host, in front of a store of its own.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ProxySite {
+    /// Where it stands in its ring.
+    pub place: RingPlace,
+    /// `http://host:port` of its admin port.
+    pub admin: String,
+    /// Command that stops it; empty where none is known.
     pub stop: Vec<String>,
     /// Command that starts it again.
     pub start: Vec<String>,

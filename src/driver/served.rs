@@ -5,9 +5,8 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
-
 use crate::driver::StoredFile;
+use crate::driver::beneath::open_beneath;
 use crate::model::ids::SnapshotId;
 use crate::model::names::{NodeName, TreePath};
 
@@ -48,16 +47,6 @@ impl<'a> ServedFile<'a> {
             let place = self.node.place.join(self.path.as_os_str());
             io::Error::new(error.kind(), format!("it leads to {}, which is not served: {error}", place.display()))
         };
-        open_beneath(&self.node.place, &self.path).map_err(not_served)
+        open_beneath(&self.node.place, Path::new(self.path.as_os_str())).map_err(not_served)
     }
-}
-
-/// A regular file below a directory, no link followed on the way.
-pub fn open_beneath(directory: &Path, path: &TreePath) -> io::Result<File> {
-    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
-    let directory = rustix::fs::open(directory, flags, Mode::empty())?;
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let within = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let file = File::from(rustix::fs::openat2(&directory, path.as_os_str(), flags, Mode::empty(), within)?);
-    if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidInput.into()) }
 }

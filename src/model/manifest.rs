@@ -85,7 +85,8 @@ pub struct CutRecord {
     pub kind: CutKind,
     /// How sure it is.
     pub consistent: Consistency,
-    /// What the claim covers: `cluster`, or `node` when every node is sound for itself only.
+    /// What the claim covers: `cluster`; `rack`, one copy of a ring that others may have been ahead of; or `node` when every
+    /// node is sound for itself only.
     pub scope: String,
     /// From the first freeze sent to the last thaw answered, as a client could have felt it.
     pub pause_us: u64,
@@ -181,6 +182,9 @@ pub struct NodeDescription {
     /// Inclusive ranges of hash slots.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub slots: Vec<(u16, u16)>,
+    /// Where it stands in a ring of Dynomite.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ring: Option<RingPlace>,
     /// Position in the replication stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replication: Option<Replication>,
@@ -193,6 +197,17 @@ pub struct NodeDescription {
     /// What to show a person beside it, such as the text of `CLUSTER NODES`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub notes: BTreeMap<String, String>,
+}
+
+/// Where a node stands in a ring of Dynomite. Every rack has all tokens, so that nodes of one token are copies of one another.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub struct RingPlace {
+    /// Its number on the ring.
+    pub token: u64,
+    /// The data center.
+    pub datacenter: String,
+    /// The rack in it.
+    pub rack: String,
 }
 
 /// Position in a replication stream.
@@ -217,12 +232,15 @@ pub struct CaptureProof {
     /// Microseconds that the store stood still for its fork, as it says itself; absent where it did not fork.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fork_us: Option<u64>,
+    /// What the claim covers where that is less than the cluster: `rack`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<String>,
 }
 
 impl CaptureProof {
     /// Nothing is known.
     pub fn none() -> Self {
-        Self { consistent: Consistency::No, kind: "none".to_owned(), checks: Vec::new(), fork_us: None }
+        Self { consistent: Consistency::No, kind: "none".to_owned(), checks: Vec::new(), fork_us: None, scope: None }
     }
 }
 

@@ -12,6 +12,7 @@ pub mod restore_facts;
 mod restore_fit;
 pub mod restore_pairs;
 pub mod restore_plan;
+mod restore_ring;
 mod restore_text;
 pub mod snapshot_name;
 pub mod time;

@@ -4,7 +4,13 @@ use std::path::PathBuf;
 
 use super::manifest::ClusterManifest;
 use super::restore_facts::{DirectoryFacts, Guard, RestoreRequest, ServerFacts, SourceFacts, TargetFacts, version_parts};
-use super::restore_plan::{Fit, Method, RefusalCode, Refusals};
+use super::restore_plan::{Fit, Method, NodePlan, RefusalCode, Refusals};
+use super::restore_text::human_bytes;
+
+/// What each file costs beside its bytes: a block of the file system and its inode.
+const FILE_OVERHEAD_BYTES: u64 = 4096 + 256;
+/// Space left over after a restore: 1 MiB, so that the store can write its first lines.
+const SPARE_BYTES: u64 = 1024 * 1024;
 
 /// Newest RDB version that a server reads; `None` for versions we know nothing of.
 fn rdb_version(store: &str, version: &str) -> Option<u32> {
@@ -29,6 +35,12 @@ pub(super) fn check_place<'a>(
     refusals: &mut Refusals,
 ) -> Option<&'a DirectoryFacts> {
     let name = &target.node;
+    if let Some(fault) = &target.agent_fault {
+        let agent = target.agent.as_deref().unwrap_or_default();
+        let next = format!("see that tintyped runs there and obeys: `tintype doctor` asks {agent}");
+        refusals.add(RefusalCode::AgentAway, name, format!("its agent: {fault}"), next);
+        return None;
+    }
     let Some(directory) = &target.directory else {
         let next = format!(
             "set data_directory in [clusters.{}.nodes.{name}] if its files are on this host, else run the restore there or use --directory",
@@ -270,5 +282,38 @@ pub(super) fn check_age(
         let reason = format!("it holds newer data than the snapshot of {}", snapshot.cut_at);
         let next = format!("repeat with --confirm {} if that data is to be replaced", request.target_cluster);
         refusals.add(RefusalCode::NewerData, &target.node, reason, next);
+    }
+}
+
+/// Targets on one file system need their space together.
+pub(super) fn check_shared_space(nodes: &[NodePlan], targets: &[TargetFacts], refusals: &mut Refusals) {
+    // Equal free space on one host is the only sign of one file system that the facts carry; two that agree to the byte by
+    // chance are then refused together only where they would be tight anyway.
+    let mut by_free: Vec<((Option<&str>, u64), u64, Vec<&NodePlan>)> = Vec::new();
+    for node in nodes {
+        let needed = node.bytes + node.files * FILE_OVERHEAD_BYTES;
+        let place = (node.agent.as_deref(), node.free_bytes);
+        match by_free.iter_mut().find(|(known, _, _)| *known == place) {
+            Some((_, sum, members)) => {
+                *sum += needed;
+                members.push(node);
+            }
+            None => by_free.push((place, needed, vec![node])),
+        }
+    }
+    for ((_, free), needed, members) in by_free {
+        let is_known = targets.iter().any(|target| {
+            target.node == members[0].target && target.directory.as_ref().is_some_and(|directory| directory.fault.is_none())
+        });
+        if needed.saturating_add(SPARE_BYTES) > free && is_known {
+            let names: Vec<_> = members.iter().map(|node| node.target.as_str()).collect();
+            let reason = format!(
+                "{} are needed beside what is there, and {} are free",
+                human_bytes(needed + SPARE_BYTES),
+                human_bytes(free)
+            );
+            let next = format!("free some space on the file system of {}", members[0].directory.display());
+            refusals.add(RefusalCode::TooLittleSpace, names.join(", "), reason, next);
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::manifest::{ClusterManifest, KeyCounts, NodeDescription, NodeStatus, NodeTotals};
+use super::manifest::{ClusterManifest, KeyCounts, NodeDescription, NodeStatus, NodeTotals, RingPlace};
 use super::names::NodeName;
 use super::restore_plan::Method;
 use super::time::Timestamp;
@@ -91,6 +91,12 @@ impl SourceFacts {
 pub struct TargetFacts {
     /// Its configured name; empty where only files are placed.
     pub node: String,
+    /// The agent on whose host it is; `None`: this host.
+    #[serde(default)]
+    pub agent: Option<String>,
+    /// Why that agent could not be asked: nothing else is known then.
+    #[serde(default)]
+    pub agent_fault: Option<String>,
     /// Its data directory on this host; `None` where the configuration names none.
     pub directory: Option<DirectoryFacts>,
     /// The node whose replica it is configured to be.
@@ -107,6 +113,22 @@ pub struct TargetFacts {
     /// What keeps it from starting while what its links lead to is away.
     #[serde(default)]
     pub guard: Guard,
+    /// The Dynomite in front of it.
+    #[serde(default)]
+    pub proxy: Option<ProxyFacts>,
+}
+
+/// A Dynomite in front of a target.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProxyFacts {
+    /// Where it stands in its ring.
+    pub place: RingPlace,
+    /// There is a command that stops it.
+    pub has_stop: bool,
+    /// There is a command that starts it.
+    pub has_start: bool,
+    /// It answers at its admin port. One that does not may listen elsewhere.
+    pub answers: bool,
 }
 
 /// Behind the name of a file that is on its way into a link's place: not the store's.

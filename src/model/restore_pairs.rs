@@ -20,7 +20,7 @@ pub fn why_missing(snapshot: &ClusterManifest, name: &NodeName) -> (String, Stri
     }
 }
 
-/// Which stored node goes where: as the operator says, by name, by slots, or one to one.
+/// Which stored node goes where: as the operator says, by token (then to each rack), by name, by slots, or one to one.
 pub(super) fn pairs<'a>(
     snapshot: &ClusterManifest,
     sources: &'a [SourceFacts],
@@ -67,10 +67,15 @@ pub(super) fn pairs<'a>(
     let mut found: Vec<(&SourceFacts, &TargetFacts)> = Vec::new();
     let is_single = wanted.len() == 1 && targets.len() == 1;
     for source in wanted {
-        let mapped = request.map.iter().find(|(from, _)| *from == source.node).map(|(_, to)| to.as_str());
-        let target = match mapped {
-            Some(name) => targets.iter().find(|target| target.node == name),
-            None => targets
+        let mapped: Vec<_> = request.map.iter().filter(|(from, _)| *from == source.node).map(|(_, to)| to.as_str()).collect();
+        let of_token = |target: &&TargetFacts| {
+            target.proxy.as_ref().map(|proxy| proxy.place.token) == source.description.ring.as_ref().map(|ring| ring.token)
+        };
+        // Every rack has the token, and each can be restored from the one copy of it.
+        let is_ring = source.description.ring.is_some() && targets.iter().any(|target| target.proxy.is_some());
+        let chosen: Vec<&TargetFacts> = match mapped.as_slice() {
+            [] if is_ring => targets.iter().filter(of_token).collect(),
+            [] => targets
                 .iter()
                 .find(|target| target.node == source.node.as_str())
                 .or_else(|| {
@@ -78,10 +83,20 @@ pub(super) fn pairs<'a>(
                         .iter()
                         .find(|target| !source.description.slots.is_empty() && slots_of(target) == source.description.slots)
                 })
-                .or_else(|| targets.first().filter(|_| is_single)),
+                .or_else(|| targets.first().filter(|_| is_single))
+                .into_iter()
+                .collect(),
+            names => targets.iter().filter(|target| names.contains(&target.node.as_str())).collect(),
         };
-        match target {
-            Some(target) if found.iter().any(|(_, taken)| taken.node == target.node) => {
+        if chosen.is_empty() && mapped.is_empty() {
+            let known: Vec<_> = targets.iter().map(|target| target.node.as_str()).collect();
+            let next = format!("say which with --map {}=TARGET_NODE, one of {}", source.node, known.join(", "));
+            let what = if is_ring { "its token" } else { "its name or its slots" };
+            let reason = format!("no node of {} has {what}", request.target_cluster);
+            refusals.add(RefusalCode::UnknownMapping, &source.node, reason, next);
+        }
+        for target in chosen {
+            if found.iter().any(|(_, taken)| taken.node == target.node) {
                 let reason = format!("another stored node goes to {} already", target.node);
                 refusals.add(
                     RefusalCode::UnknownMapping,
@@ -89,14 +104,8 @@ pub(super) fn pairs<'a>(
                     reason,
                     "give each a target of its own with --map SOURCE_NODE=TARGET_NODE",
                 );
-            }
-            Some(target) => found.push((source, target)),
-            None if mapped.is_some() => {}
-            None => {
-                let known: Vec<_> = targets.iter().map(|target| target.node.as_str()).collect();
-                let next = format!("say which with --map {}=TARGET_NODE, one of {}", source.node, known.join(", "));
-                let reason = format!("no node of {} has its name or its slots", request.target_cluster);
-                refusals.add(RefusalCode::UnknownMapping, &source.node, reason, next);
+            } else {
+                found.push((source, target));
             }
         }
     }

@@ -12,17 +12,15 @@ use uuid::Uuid;
 use super::ids::SnapshotId;
 use super::manifest::{ClusterManifest, KeyCounts};
 use super::names::{ClusterName, NodeName};
-use super::restore_checks::{check_age, check_place, check_replicas, check_served, check_server};
-pub use super::restore_facts::{DirectoryFacts, Guard, RestoreRequest, ServerFacts, SourceFacts, StoreLayout, TargetFacts};
+use super::restore_checks::{check_age, check_place, check_replicas, check_served, check_server, check_shared_space};
+pub use super::restore_facts::{
+    DirectoryFacts, Guard, ProxyFacts, RestoreRequest, ServerFacts, SourceFacts, StoreLayout, TargetFacts,
+};
 use super::restore_fit::fit;
 use super::restore_pairs::pairs;
+use super::restore_ring::{check_proxy, check_ring, check_token, tell_other_racks};
 use super::restore_text::human_bytes;
 use super::time::{SnapshotDate, Timestamp};
-
-/// What each file costs beside its bytes: a block of the file system and its inode.
-const FILE_OVERHEAD_BYTES: u64 = 4096 + 256;
-/// Space left over after a restore: 1 MiB, so that the store can write its first lines.
-const SPARE_BYTES: u64 = 1024 * 1024;
 
 /// What would be restored where.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -62,6 +60,9 @@ pub struct NodePlan {
     pub source: NodeName,
     /// The node that is replaced.
     pub target: String,
+    /// The agent on whose host it is; `None`: this host.
+    #[serde(default)]
+    pub agent: Option<String>,
     /// The directory that is replaced.
     pub directory: PathBuf,
     /// What becomes of it.
@@ -100,6 +101,9 @@ pub struct NodePlan {
     /// What keeps it from starting while what its links lead to is away.
     #[serde(default)]
     pub guard: Guard,
+    /// The Dynomite in front of it is stopped first, and started when all nodes have loaded.
+    #[serde(default)]
+    pub has_proxy: bool,
     /// It is started and checked afterwards.
     pub start: bool,
     /// Save what runs into the directory that is set aside.
@@ -108,6 +112,17 @@ pub struct NodePlan {
     pub before: Option<ServerFacts>,
     /// Keys to be found again.
     pub keys: Option<KeyCounts>,
+}
+
+impl NodePlan {
+    /// What was promised to who agreed to the plan, and may not differ when it is carried out; for comparing alone. What is only
+    /// told (sizes, free space) may have changed since.
+    pub fn promise(&self) -> String {
+        let before = self.before.as_ref().map(|server| (&server.role, &server.slots));
+        let what = (&self.source, &self.target, &self.directory, self.content, self.method, self.swap, self.owner, &self.fit);
+        let how = (self.stop, &self.guard, self.has_proxy, self.start, self.save_first, before);
+        serde_json::to_string(&(what, how)).expect("plain structures serialize")
+    }
 }
 
 /// What becomes of a node.
@@ -200,10 +215,12 @@ pub enum RefusalCode {
     MissingInSnapshot,
     UnknownMapping,
     NotOnThisHost,
+    AgentAway,
     ForeignDirectory,
     OtherDirectory,
     TooLittleSpace,
     SlotsDiffer,
+    TokensDiffer,
     DumpTooNew,
     CannotStop,
     CannotStart,
@@ -245,6 +262,7 @@ impl RestorePlan {
         let mut refusals = Refusals(Vec::new());
         let mut warnings = Vec::new();
         let mut nodes = Vec::new();
+        check_ring(sources, targets, request, &mut refusals);
         let (replicas, targets): (Vec<_>, Vec<_>) = targets.iter().cloned().partition(|target| target.replica_of.is_some());
         for (source, target) in pairs(snapshot, sources, &targets, request, &mut refusals) {
             let followers: Vec<_> =
@@ -260,6 +278,7 @@ impl RestorePlan {
                 warnings.push(format!("not touched: {}", left.join(", ")));
             }
         }
+        tell_other_racks(nodes.iter().map(|node| node.target.as_str()), &targets, &mut warnings);
         nodes.sort_by(|a: &NodePlan, b| (a.content, &a.target).cmp(&(b.content, &b.target)));
         check_shared_space(&nodes, &targets, &mut refusals);
         let bytes: u64 = nodes.iter().map(|node| node.bytes.saturating_sub(node.begun_bytes)).sum();
@@ -278,6 +297,25 @@ impl RestorePlan {
             warnings,
             refusals: refusals.0,
         }
+    }
+
+    /// What one target decides for itself, from what it sees there: the same as in the plan of all, or what is in the way. Its
+    /// replicas, or the node that it is a replica of, are not looked at.
+    pub fn of_target(
+        id: Uuid,
+        snapshot: &ClusterManifest,
+        source: &SourceFacts,
+        target: &TargetFacts,
+        content: Content,
+        request: &RestoreRequest,
+    ) -> Result<NodePlan, Vec<Refusal>> {
+        let mut refusals = Refusals(Vec::new());
+        let planned = match content {
+            Content::Restored => plan_node(id, snapshot, source, target, request, &mut refusals, &mut Vec::new()),
+            Content::Emptied => plan_replica(id, source, target, request, &mut refusals),
+        };
+        check_shared_space(planned.as_slice(), std::slice::from_ref(target), &mut refusals);
+        planned.filter(|_| refusals.0.is_empty()).ok_or(refusals.0)
     }
 
     /// What the largest node has to load: all load at the same time.
@@ -314,6 +352,8 @@ fn plan_node(
             "{name}: it does not run and no start command is known: start it after the restore and check it yourself"
         ));
     }
+    check_token(source, target, request, refusals);
+    check_proxy(target, request, refusals, warnings);
     check_age(snapshot, target, directory, request, refusals);
     let fit = if is_files { Fit::default() } else { fit(source, target, directory, refusals, warnings) };
     if request.method != Method::Copy {
@@ -337,6 +377,7 @@ fn plan_node(
         id,
         source: source.node.clone(),
         target: name.clone(),
+        agent: target.agent.clone(),
         directory: directory.resolved.clone(),
         content: Content::Restored,
         method: request.method,
@@ -353,6 +394,7 @@ fn plan_node(
         carried,
         stop: stop_of(target),
         guard: target.guard.clone(),
+        has_proxy: target.proxy.is_some(),
         start: target.has_start && !is_files,
         save_first: !request.discard_current,
         before: target.server.clone(),
@@ -381,6 +423,7 @@ fn plan_replica(
         id,
         source: source.node.clone(),
         target: target.node.clone(),
+        agent: target.agent.clone(),
         directory: directory.resolved.clone(),
         content: Content::Emptied,
         method: Method::Copy,
@@ -397,6 +440,7 @@ fn plan_replica(
         carried: directory.carried.clone(),
         stop: stop_of(target),
         guard: target.guard.clone(),
+        has_proxy: false,
         // One that was down stays so: it synchronises whenever somebody starts it.
         start: target.has_start && target.server.is_some(),
         // Its master has it all.
@@ -404,38 +448,6 @@ fn plan_replica(
         before: target.server.clone(),
         keys: None,
     })
-}
-
-/// Targets on one file system need their space together.
-fn check_shared_space(nodes: &[NodePlan], targets: &[TargetFacts], refusals: &mut Refusals) {
-    // Equal free space is the only sign of one file system that the facts carry; two that agree to the byte by
-    // chance are then refused together only where they would be tight anyway.
-    let mut by_free: Vec<(u64, u64, Vec<&NodePlan>)> = Vec::new();
-    for node in nodes {
-        let needed = node.bytes + node.files * FILE_OVERHEAD_BYTES;
-        match by_free.iter_mut().find(|(free, _, _)| *free == node.free_bytes) {
-            Some((_, sum, members)) => {
-                *sum += needed;
-                members.push(node);
-            }
-            None => by_free.push((node.free_bytes, needed, vec![node])),
-        }
-    }
-    for (free, needed, members) in by_free {
-        let is_known = targets.iter().any(|target| {
-            target.node == members[0].target && target.directory.as_ref().is_some_and(|directory| directory.fault.is_none())
-        });
-        if needed.saturating_add(SPARE_BYTES) > free && is_known {
-            let names: Vec<_> = members.iter().map(|node| node.target.as_str()).collect();
-            let reason = format!(
-                "{} are needed beside what is there, and {} are free",
-                human_bytes(needed + SPARE_BYTES),
-                human_bytes(free)
-            );
-            let next = format!("free some space on the file system of {}", members[0].directory.display());
-            refusals.add(RefusalCode::TooLittleSpace, names.join(", "), reason, next);
-        }
-    }
 }
 
 #[cfg(test)]
@@ -446,6 +458,7 @@ impl NodePlan {
             id: Uuid::new_v4(),
             source: NodeName::new("node-1").expect("legal"),
             target: target.to_owned(),
+            agent: None,
             directory,
             content: Content::Restored,
             method: Method::Copy,
@@ -462,6 +475,7 @@ impl NodePlan {
             carried: Vec::new(),
             stop: StopKind::NotRunning,
             guard: Guard::None,
+            has_proxy: false,
             start: false,
             save_first: true,
             before: None,

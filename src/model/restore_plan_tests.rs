@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::manifest::{
-    CaptureProof, Consistency, CutKind, CutRecord, NodeDescription, NodeRecord, NodeStatus, NodeTotals, SnapshotStatus,
+    CaptureProof, Consistency, CutKind, CutRecord, NodeDescription, NodeRecord, NodeStatus, NodeTotals, RingPlace, SnapshotStatus,
 };
 use crate::model::restore_facts::RestoreSpeeds;
 
@@ -73,10 +73,13 @@ fn target(node: &str) -> TargetFacts {
             ..ServerFacts::default()
         }),
         replica_of: None,
+        agent: None,
+        agent_fault: None,
         server_fault: None,
         has_stop: true,
         has_start: true,
         guard: Guard::None,
+        proxy: None,
     }
 }
 
@@ -234,4 +237,72 @@ fn how_long_it_takes_follows_from_the_last_restore() {
     assert!(with(Some(1 << 20)).to_string().contains("away for about 50 s"));
     assert!(with(Some(1 << 20)).to_string().contains("placing takes about 100 s"));
     assert!(with(Some(10_000)).to_string().contains("2 h 54 min"));
+}
+
+/// A target at a place of a ring, whose Dynomite can be stopped and started.
+fn of_ring(node: &str, rack: &str, token: u64) -> TargetFacts {
+    let place = RingPlace { token, datacenter: "dc".to_owned(), rack: rack.to_owned() };
+    TargetFacts { proxy: Some(ProxyFacts { place, has_stop: true, has_start: true, answers: true }), ..target(node) }
+}
+
+/// A snapshot with these tokens, each under its own name.
+fn ring(tokens: &[u64]) -> ClusterManifest {
+    let names: Vec<_> = tokens.iter().map(|token| format!("token-{token}")).collect();
+    let samples: Vec<Sample<'_>> = names.iter().map(|name| (name.as_str(), NodeStatus::Completed, vec![])).collect();
+    let mut ring = snapshot(&samples);
+    for (node, token) in ring.nodes.iter_mut().zip(tokens) {
+        node.description.ring = Some(RingPlace { token: *token, datacenter: "dc".to_owned(), rack: "a".to_owned() });
+    }
+    ring
+}
+
+#[test]
+fn every_rack_of_another_ring_is_restored_by_token() {
+    let targets = [of_ring("x", "a", 7), of_ring("y", "a", 0), of_ring("z", "b", 0), of_ring("token-0", "b", 7)];
+    let plan = plan_of(&ring(&[0, 7]), &targets, &request());
+    assert!(plan.is_allowed(), "{plan}");
+    let pairs: Vec<_> = plan.nodes.iter().map(|node| (node.target.as_str(), node.source.as_str(), node.has_proxy)).collect();
+    assert_eq!(
+        pairs,
+        [("token-0", "token-7", true), ("x", "token-7", true), ("y", "token-0", true), ("z", "token-0", true)],
+        "the name says nothing"
+    );
+    assert!(plan.to_string().contains("proxy    its Dynomite is stopped before it"), "{plan}");
+
+    let map = |source: &str, target: &str| (name(source), name(target));
+    let one = RestoreRequest { nodes: vec![name("token-0")], map: vec![map("token-0", "z")], ..request() };
+    let plan = plan_of(&ring(&[0, 7]), &targets, &one);
+    assert_eq!(plan.nodes.iter().map(|node| node.target.as_str()).collect::<Vec<_>>(), ["z"]);
+    assert!(plan.is_allowed() && plan.warnings.iter().any(|text| text.starts_with("y: it has token 0 too, in rack a")), "{plan}");
+    let both = RestoreRequest { map: vec![map("token-0", "z"), map("token-0", "y")], ..one };
+    let plan = plan_of(&ring(&[0, 7]), &targets, &both);
+    assert!(plan.nodes.len() == 2 && plan.warnings.is_empty() && plan.is_allowed(), "{plan}");
+}
+
+#[test]
+fn tokens_that_do_not_match_are_refused() {
+    let whole = |stored: &[u64], targets: &[TargetFacts]| codes(&plan_of(&ring(stored), targets, &request()));
+    assert_eq!(whole(&[0, 7], &[of_ring("x", "a", 0)]), [RefusalCode::UnknownMapping], "a token would be left out");
+    let more = whole(&[0], &[of_ring("x", "a", 0), of_ring("y", "a", 7)]);
+    assert_eq!(more, [RefusalCode::TokensDiffer], "the ring looks for some of the keys elsewhere");
+    let mapped = RestoreRequest { map: vec![(name("token-0"), name("y")), (name("token-7"), name("x"))], ..request() };
+    let plan = plan_of(&ring(&[0, 7]), &[of_ring("x", "a", 0), of_ring("y", "a", 7)], &mapped);
+    assert_eq!(codes(&plan), [RefusalCode::TokensDiffer, RefusalCode::TokensDiffer]);
+    let plain = plan_of(&snapshot(&[("x", NodeStatus::Completed, vec![])]), &[of_ring("x", "a", 0)], &request());
+    assert_eq!(codes(&plain), [RefusalCode::TokensDiffer], "{plain}");
+    // Out of a ring into a server of its own: it gets the keys of the token.
+    assert!(plan_of(&ring(&[0]), &[target("alone")], &request()).is_allowed());
+}
+
+#[test]
+fn a_dynomite_that_cannot_be_stopped_and_started_is_refused_unless_it_is_down() {
+    let plan = |change: fn(&mut ProxyFacts)| {
+        let mut target = of_ring("x", "a", 0);
+        change(target.proxy.as_mut().expect("is set"));
+        plan_of(&ring(&[0]), &[target], &request())
+    };
+    assert_eq!(codes(&plan(|proxy| proxy.has_start = false)), [RefusalCode::CannotStart]);
+    assert_eq!(codes(&plan(|proxy| (proxy.has_stop, proxy.has_start) = (false, false))), [RefusalCode::CannotStop]);
+    let down = plan(|proxy| (proxy.has_stop, proxy.has_start, proxy.answers) = (false, false, false));
+    assert!(down.is_allowed() && down.warnings.iter().any(|text| text.contains("keep it down")), "{down}");
 }

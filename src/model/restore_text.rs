@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::restore_plan::{Content, Guard, Method, RestorePlan, StopKind, SwapKind};
+use super::restore_plan::{Content, Guard, Method, NodePlan, RestorePlan, StopKind, SwapKind};
 
 /// Bytes for people, in binary units.
 pub fn human_bytes(bytes: u64) -> String {
@@ -27,6 +27,11 @@ fn human_seconds(seconds: u64) -> String {
     }
 }
 
+/// By whom, where that is not this host.
+fn by(node: &NodePlan) -> String {
+    node.agent.as_ref().map(|agent| format!(", by {agent}")).unwrap_or_default()
+}
+
 impl fmt::Display for RestorePlan {
     /// For people: what is replaced by what, in which order, and what is in the way.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -34,11 +39,11 @@ impl fmt::Display for RestorePlan {
         for node in &self.nodes {
             if node.content == Content::Emptied {
                 let go = if node.start { "started after its master, and synchronises again" } else { "left as it is: stopped" };
-                writeln!(f, "  {} in {}", node.target, node.directory.display())?;
+                writeln!(f, "  {} in {}{}", node.target, node.directory.display(), by(node))?;
                 writeln!(f, "    replica  stopped first and emptied, what it has kept for rollback; {go}")?;
                 continue;
             }
-            writeln!(f, "  {} -> {} in {}", node.source, node.target, node.directory.display())?;
+            writeln!(f, "  {} -> {} in {}{}", node.source, node.target, node.directory.display(), by(node))?;
             writeln!(
                 f,
                 "    place    {} in {} files; {} free",
@@ -91,6 +96,10 @@ impl fmt::Display for RestorePlan {
             }
             if node.swap == SwapKind::Entries {
                 writeln!(f, "    swap     entry by entry: the directory is a mountpoint")?;
+            }
+            if node.has_proxy {
+                let then = if node.start { "started when all nodes have loaded" } else { "its start is left to you" };
+                writeln!(f, "    proxy    its Dynomite is stopped before it, and {then}")?;
             }
             let save = if node.save_first { "save, then stop" } else { "stop without saving" };
             match node.stop {

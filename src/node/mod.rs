@@ -7,6 +7,7 @@ mod hydrate;
 mod journal;
 mod mount_host;
 mod place_file;
+mod proxy;
 mod restore;
 mod restore_copy;
 mod restore_error;

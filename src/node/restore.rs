@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::sync::{Mutex, watch};
+use uuid::Uuid;
 
 use super::journal::{RestoreRecord, StateDirectory, Step, TargetLock};
 use super::mount_host::MountHost;
 use super::place_file::{PlaceProgress, RunLimit};
+use super::proxy::{Proxy, ProxyStep, answers};
 use super::restore_error::{RestoreError, blocking};
 use super::servers::{Server, ServerLimits, working_inode};
 use super::site::{carry_over, inspect_directory, used_bytes};
@@ -18,7 +20,7 @@ use super::swap::{Steps, note, settle, swap, swap_back};
 use crate::driver::NodeSite;
 use crate::driver::control::StoreControl;
 use crate::model::manifest::KeyCounts;
-use crate::model::restore_plan::{Content, DirectoryFacts, Guard, NodePlan, ServerFacts, StoreLayout, TargetFacts};
+use crate::model::restore_plan::{Content, DirectoryFacts, Guard, NodePlan, ProxyFacts, ServerFacts, StoreLayout, TargetFacts};
 
 /// What was compared after the start.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -36,6 +38,7 @@ pub struct LocalRestore {
     pub(super) node: String,
     site: NodeSite,
     server: Option<Server>,
+    proxy: Option<Proxy>,
     pub(super) state: StateDirectory,
     pub(super) host: Option<Arc<dyn MountHost>>,
     pub(super) steps: Arc<Steps>,
@@ -51,6 +54,8 @@ pub(super) struct Working {
     pub(super) _lock: TargetLock,
     /// It ran when we came, and was stopped by us.
     pub(super) was_stopped: bool,
+    /// What became of the Dynomite in front of it.
+    pub(super) proxy: ProxyStep,
 }
 
 impl LocalRestore {
@@ -65,6 +70,7 @@ impl LocalRestore {
         host: Option<Arc<dyn MountHost>>,
         limits: ServerLimits,
     ) -> Self {
+        let proxy = site.proxy.as_ref().and_then(|proxy| Proxy::of(node, proxy, &limits));
         let server = control.map(|control| Server {
             node: node.to_owned(),
             control,
@@ -77,6 +83,7 @@ impl LocalRestore {
             node: node.to_owned(),
             site,
             server,
+            proxy,
             state,
             host,
             steps: Arc::default(),
@@ -122,6 +129,14 @@ impl LocalRestore {
             guard: Guard::of_start(&self.site.start, self.site.data_directory.as_deref()),
             ..TargetFacts::default()
         };
+        if let Some(proxy) = &self.site.proxy {
+            facts.proxy = Some(ProxyFacts {
+                place: proxy.place.clone(),
+                has_stop: !proxy.stop.is_empty(),
+                has_start: !proxy.start.is_empty(),
+                answers: answers(&self.node, proxy).await,
+            });
+        }
         if let Some(server) = &self.server {
             match server.control.look().await {
                 Ok(seen) => facts.server = seen,
@@ -197,8 +212,13 @@ impl LocalRestore {
         self.host.as_ref().ok_or_else(|| RestoreError::refused(&self.node, "nobody serves snapshots on this host"))
     }
 
-    /// Stops the server, saving into the directory that is set aside where the plan says so.
+    /// Stops the server, saving into the directory that is set aside where the plan says so; before it the Dynomite that
+    /// writes to it.
     pub async fn stop(&self, plan: &NodePlan) -> Result<(), RestoreError> {
+        if let Some(proxy) = &self.proxy {
+            self.note_proxy(ProxyStep::Stopped).await;
+            proxy.stop().await?;
+        }
         let Some(server) = &self.server else { return Ok(()) };
         match server.running(&plan.directory).await? {
             None => Ok(()),
@@ -216,6 +236,22 @@ impl LocalRestore {
                 }
                 server.stop(&now, plan.save_first).await
             }
+        }
+    }
+
+    /// Said before it is tried: what timed out may still happen.
+    async fn note_proxy(&self, step: ProxyStep) {
+        if let Some(working) = self.working.lock().await.as_mut() {
+            working.proxy = step;
+        }
+    }
+
+    /// In front of a store that runs on as it did: what fails is told, and the cause of all this comes first.
+    async fn start_proxy(&self) {
+        if let Some(proxy) = &self.proxy
+            && let Err(error) = proxy.start().await
+        {
+            tracing::error!(node = %self.node, %error, "its Dynomite is down");
         }
     }
 
@@ -279,12 +315,17 @@ impl LocalRestore {
         Ok(receipt)
     }
 
-    /// Looks again after twice the time in which a cluster fails a master over.
+    /// Looks again after twice the time in which a cluster fails a master over. Now that all nodes have loaded and were
+    /// compared, clients may come again: the Dynomite in front of it is started.
     pub async fn confirm(&self, plan: &NodePlan) -> Result<(), RestoreError> {
         let before = plan.before.as_ref().filter(|before| before.in_cluster && plan.content == Content::Restored);
         if let (Some(server), Some(before)) = (self.server.as_ref().filter(|_| plan.start), before) {
             tokio::time::sleep(before.node_timeout() * 2).await;
             server.is_still_master(before).await?;
+        }
+        if let Some(proxy) = self.proxy.as_ref().filter(|_| plan.start) {
+            self.note_proxy(ProxyStep::Started).await;
+            proxy.start().await?;
         }
         Ok(())
     }
@@ -303,6 +344,11 @@ impl LocalRestore {
     pub async fn undo(&self, plan: &NodePlan) -> Result<(), RestoreError> {
         let mut working = self.working.lock().await;
         let Some(current) = working.take() else { return Ok(()) };
+        if let Some(proxy) = self.proxy.as_ref().filter(|_| current.proxy == ProxyStep::Started)
+            && let Err(error) = proxy.stop().await
+        {
+            tracing::warn!(node = %self.node, %error, "its Dynomite stays while the directories change back");
+        }
         if current.record.step != Step::Staging
             && current.record.step != Step::Staged
             && let Some(server) = &self.server
@@ -323,14 +369,42 @@ impl LocalRestore {
         if !current.record.is_begun() {
             self.let_go(&mut record).await?;
         }
-        if let Some(server) = self.server.as_ref().filter(|_| current.was_stopped && plan.start) {
-            match server.control.look().await {
-                Ok(Some(_)) => {
-                    server.resume().await;
-                    server.wait_loaded(&plan.directory).await?
-                }
-                _ => server.start(&plan.directory).await?,
-            };
+        let is_touched = current.proxy != ProxyStep::Untouched;
+        let mut runs = false;
+        if let Some(server) = &self.server {
+            if current.was_stopped && plan.start {
+                match server.control.look().await {
+                    Ok(Some(_)) => {
+                        server.resume().await;
+                        server.wait_loaded(&plan.directory).await?
+                    }
+                    _ => server.start(&plan.directory).await?,
+                };
+                runs = true;
+            } else if is_touched {
+                runs = server.running(&plan.directory).await?.is_some();
+            }
+        }
+        // Only in front of what has loaded.
+        if let Some(proxy) = self.proxy.as_ref().filter(|_| is_touched && runs) {
+            proxy.start().await?;
+        }
+        Ok(())
+    }
+
+    /// The same for who comes after a process that died in the restore `id`: what that has written down tells how far it was.
+    /// `was_stopped`: the server ran before, and was stopped for it.
+    pub async fn undo_of_another(&self, id: Uuid, was_stopped: bool) -> Result<(), RestoreError> {
+        let found = self.state.in_place(&self.cluster, &self.node)?;
+        if found.is_some_and(|record| record.id == id) {
+            return self.roll_back(was_stopped).await.map(drop);
+        }
+        let (Some(server), Some(directory)) = (&self.server, &self.site.data_directory) else { return Ok(()) };
+        if was_stopped && !self.site.start.is_empty() && server.control.look().await?.is_none() {
+            server.start(directory).await?;
+            if let Some(proxy) = &self.proxy {
+                proxy.start().await?;
+            }
         }
         Ok(())
     }
@@ -357,17 +431,33 @@ impl LocalRestore {
         let Some(found) = self.state.in_place(&self.cluster, &self.node)? else { return Ok(None) };
         let _lock = self.state.lock_soon(&found.directory).await?;
         let mut was_stopped = was_halted;
-        if let Some(server) = &self.server
-            && let Some(now) = server.running(&found.directory).await?
-        {
-            if self.site.start.is_empty() {
-                return Err(RestoreError::refused(
-                    &self.node,
-                    "it runs, and no start command is known; set it in the configuration, or stop it first",
-                ));
+        let running = match &self.server {
+            Some(server) => server.running(&found.directory).await?,
+            None => None,
+        };
+        if running.is_some() && self.site.start.is_empty() {
+            return Err(RestoreError::refused(
+                &self.node,
+                "it runs, and no start command is known; set it in the configuration, or stop it first",
+            ));
+        }
+        let stopped = async {
+            if let Some(proxy) = &self.proxy {
+                proxy.stop().await?;
             }
-            server.stop(&now, true).await?;
-            was_stopped = true;
+            match (&self.server, &running) {
+                (Some(server), Some(now)) => server.stop(now, true).await.map(|()| true),
+                _ => Ok(false),
+            }
+        };
+        match stopped.await {
+            Ok(now_stopped) => was_stopped |= now_stopped,
+            Err(error) => {
+                if running.is_some() {
+                    self.start_proxy().await;
+                }
+                return Err(error);
+            }
         }
         let directory = found.directory.clone();
         let (state, steps, mut record) = (self.state.clone(), self.steps.clone(), found);
@@ -375,6 +465,9 @@ impl LocalRestore {
         if let Some(server) = self.server.as_ref().filter(|_| was_stopped) {
             // Also when the swap was refused: then it runs on as it did.
             server.start(&directory).await?;
+            if let Some(proxy) = &self.proxy {
+                proxy.start().await?;
+            }
         }
         record.map(Some)
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::fresh_directory::{FreshDirectory, Owner, sync_directory};
 use super::journal::{RestoreRecord, Step, inode};
+use super::proxy::ProxyStep;
 use super::restore::{LocalRestore, Working};
 use super::restore_copy::{PlaceOptions, PlaceReceipt, place};
 use super::restore_error::{RestoreError, blocking};
@@ -49,7 +50,7 @@ impl LocalRestore {
         }
         note(&self.state, &mut record, Step::Staging, &self.steps)?;
         let mut working = self.working.lock().await;
-        let record = &mut working.insert(Working { record, _lock: lock, was_stopped: false }).record;
+        let record = &mut working.insert(Working { record, _lock: lock, was_stopped: false, proxy: ProxyStep::default() }).record;
         let placed = self.serve_and_place(plan, source, tree, record).await;
         match &placed {
             Ok(_) | Err(RestoreError::Interrupted { .. }) => {}

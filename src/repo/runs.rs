@@ -48,6 +48,9 @@ pub struct RunRecord {
     pub uuid: SnapshotId,
     /// Of which cluster.
     pub cluster: ClusterName,
+    /// Of a restore: the cluster that was restored into. `cluster` and `date` are the snapshot's then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored_into: Option<ClusterName>,
     /// Its dated name, when it was published.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub date: Option<SnapshotDate>,
@@ -78,6 +81,7 @@ impl RunRecord {
         Self {
             uuid,
             cluster: cluster.clone(),
+            restored_into: None,
             date: None,
             status: RunStatus::Failed,
             nodes: nodes.collect(),
@@ -106,6 +110,19 @@ impl Repository {
         }
         match self.put_sealed(&layout::run(record.uuid), SealType::Run, "", record, mode).await {
             Ok(_) | Err(RepoError::Object(ObjectError::Conflict { .. })) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes the record of a run where there is none, and says which one there is now: of all who call this for one run, the
+    /// first decides. Where the store keeps no conditions the last one does, so that nobody may rely on it. An error: it may
+    /// have been written all the same; asked again, the same is said to all.
+    pub async fn decide_run(&self, record: &RunRecord) -> Result<RunRecord, RepoError> {
+        match self.put_sealed(&layout::run(record.uuid), SealType::Run, "", record, PutMode::Create).await {
+            Ok(_) => Ok(record.clone()),
+            Err(RepoError::Object(conflict @ ObjectError::Conflict { .. })) => {
+                self.run(record.uuid).await?.ok_or(RepoError::Object(conflict))
+            }
             Err(error) => Err(error),
         }
     }

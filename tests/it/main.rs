@@ -1,9 +1,11 @@
 //! The integration tests: real servers, the real kernel, the independent reader. One binary, so that linking happens once.
 
+mod agent_restore;
 mod agents;
 mod cli;
 mod consistency;
 mod disk_cache;
+mod dynomite;
 mod dynomite_manager;
 mod end_to_end;
 mod fleet;

@@ -5,7 +5,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tintype::agent::restore::RestoreStep;
@@ -420,10 +419,10 @@ async fn a_restore_that_dies_at_any_step_leaves_the_old_data_or_the_new() {
             assert_eq!(store.kept().len(), 1, "{step}");
             let prepared = prepare(&stored, &store.target(), &request(), &store).await;
             assert!(prepared.plan.nodes[0].begun_bytes > 0, "{}", prepared.plan);
-            let progress = prepared.progress();
+            let placed_so_far = prepared.placed();
             let report = prepared.run(&|_| {}, &|| false).await.expect("runs");
             assert_eq!(report.outcome, RestoreOutcome::Restored, "{:?}", report.failures);
-            let found = progress[0].found_bytes.load(Ordering::Relaxed);
+            let found = placed_so_far().found_bytes;
             assert_eq!(found, report.nodes["node-1"].bytes, "{step}");
             assert_eq!(store.get("which").as_deref(), Some("stored"), "{step}");
         }
@@ -450,11 +449,13 @@ async fn a_restore_takes_what_is_right_from_an_interrupted_one_and_from_what_it_
     // It dies when everything is placed. What it left is torn here and there, as by a loss of power, and tampered with.
     let prepared = prepare(&stored, &target, &request(), &store).await;
     assert!(prepared.plan.is_allowed(), "{}", prepared.plan);
-    let progress = prepared.progress();
+    let placed_so_far = prepared.placed();
     let dying =
         tokio::spawn(async move { prepared.run(&|now| assert!(now != RestoreStep::Stop, "dies on purpose"), &|| false).await });
     assert!(dying.await.is_err());
-    assert_eq!(progress[0].found_bytes.load(Ordering::Relaxed), 7 << 20, "four blocks of one file and three of another");
+    assert_eq!(placed_so_far().found_bytes, 7 << 20, "four blocks of one file and three of another");
+    // Whoever dies looks no more.
+    drop(placed_so_far);
     let begun = store.state().records().expect("lists").remove(0).fresh;
     let outside = store.root.path().join("outside");
     std::fs::write(&outside, "mine").expect("writes");
@@ -471,10 +472,12 @@ async fn a_restore_takes_what_is_right_from_an_interrupted_one_and_from_what_it_
     }
 
     let prepared = prepare(&stored, &target, &request(), &store).await;
-    let progress = prepared.progress();
+    let placed_so_far = prepared.placed();
     let report = prepared.run(&|_| {}, &|| false).await.expect("runs");
     assert_eq!(report.outcome, RestoreOutcome::Restored, "{:?}", report.failures);
-    assert_eq!(progress[0].found_bytes.load(Ordering::Relaxed), 4 << 20, "six blocks, one of them torn and one cut off");
+    assert_eq!(placed_so_far().found_bytes, 4 << 20, "six blocks, one of them torn and one cut off");
+    // Whoever dies looks no more.
+    drop(placed_so_far);
     for (name, content) in files {
         assert!(std::fs::read(store.data.join(name)).expect("reads") == content, "{name}");
         assert!(!store.data.join(name).is_symlink());
@@ -510,8 +513,8 @@ async fn a_restore_that_is_interrupted_while_it_places_ends_though_its_store_han
 
     let prepared = prepare(&stored, &target, &request(), &store).await;
     assert!(prepared.plan.is_allowed(), "{}", prepared.plan);
-    let progress = prepared.progress();
-    let bytes = || progress[0].bytes.load(Ordering::Relaxed);
+    let placed_so_far = prepared.placed();
+    let bytes = || placed_so_far().bytes;
     // Longer than any test may take.
     let hang = Rule { occurrence: Occurrence::From(4), ..Rule::always(Operation::Get, Fault::Hang(Duration::from_secs(7200))) };
     objects.add(hang.on_key("packs/"));
@@ -525,10 +528,10 @@ async fn a_restore_that_is_interrupted_while_it_places_ends_though_its_store_han
     assert!((1..48 << 20).contains(&placed), "{placed}");
     objects.heal();
     let prepared = prepare(&stored, &target, &request(), &store).await;
-    let progress = prepared.progress();
+    let placed_so_far = prepared.placed();
     let report = prepared.run(&|_| {}, &|| false).await.expect("runs");
     assert_eq!(report.outcome, RestoreOutcome::Restored, "{:?}", report.failures);
-    assert!(progress[0].found_bytes.load(Ordering::Relaxed) >= placed, "what was placed is fetched again");
+    assert!(placed_so_far().found_bytes >= placed, "what was placed is fetched again");
     assert!(std::fs::read(store.data.join("data")).expect("reads") == noise);
 }
 

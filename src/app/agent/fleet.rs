@@ -213,6 +213,7 @@ impl Work {
         let reason = Some(failure.message.clone());
         let outcome = |name: NodeName| (name, NodeOutcome::empty(NodeStatus::Failed, reason.clone()));
         let record = RunRecord {
+            restored_into: None,
             uuid: *uuid,
             cluster: cluster.clone(),
             date: None,

@@ -21,7 +21,9 @@ use super::Door;
 use super::fleet::HostFleet;
 use super::manager::Manager;
 use super::opened::OpenedRepository;
+use super::restores::HostRestores;
 use crate::agent::desk::{Assigned, Desk, NodeFactory};
+use crate::agent::restore_desk::RestoreDesk;
 use crate::agent::server::{self, RustlsConfig};
 use crate::agent::tls::{self, TlsFiles};
 use crate::agent::{NodeError, NodeErrorKind, Ticket};
@@ -72,6 +74,7 @@ impl HostAgent {
     /// Serves until `stop`.
     pub async fn serve(self, stop: impl Future<Output = ()> + Send + 'static) -> Result<(), Failure> {
         tracing::info!(address = %self.door.address, tls = self.tls.is_some(), "the agent takes orders");
+        let clock = Arc::new(SystemClock::default());
         let fleet = HostFleet::new(self.nodes.common.clone(), self.nodes.repository.clone());
         let (end, ended) = watch::channel(false);
         let manager = self.manager.map(|manager| {
@@ -82,9 +85,11 @@ impl HostAgent {
             stop.await;
             end.send_replace(true);
         };
-        let desk = Arc::new(Desk::new(self.nodes, Arc::new(SystemClock::default())));
+        let restores = HostRestores::new(self.nodes.common.clone(), self.nodes.repository.clone());
+        let restores = Arc::new(RestoreDesk::new(Arc::new(restores), clock.clone()));
+        let desk = Arc::new(Desk::new(self.nodes, clock));
         let renewing = tokio::spawn(renew(self.tls.clone().zip(self.door.tls)));
-        let served = server::serve(self.listener, self.tls, self.door.token, desk, fleet, stop).await;
+        let served = server::serve(self.listener, self.tls, self.door.token, (desk, restores), fleet, stop).await;
         renewing.abort();
         if let Some(manager) = manager {
             let _panicked = manager.await;

@@ -231,9 +231,8 @@ impl HostManager {
             // Said once and for all by `allow_restore`; what is replaced is set aside.
             confirm: Some(cluster.to_string()),
         };
-        let source: Arc<dyn SnapshotSource> = repository;
-        let prepared =
-            restore::prepare(source, &listed, &targets, &request, &state, session.clock.clone()).await.map_err(wrong)?;
+        let clock = session.clock.clone();
+        let prepared = restore::prepare(repository, &listed, &targets, &request, &state, clock).await.map_err(wrong)?;
         if !prepared.plan.is_allowed() {
             let reasons: Vec<_> = prepared.plan.refusals.iter().map(ToString::to_string).collect();
             return Err(failed(Failure::new("refused", reasons.join("; "))));
@@ -367,11 +366,13 @@ fn target(node: ClusterNode) -> RestoreTarget {
             data_directory: node.directory,
             stop: node.config.stop.unwrap_or_default(),
             start: node.config.start.unwrap_or_default(),
+            proxy: node.proxy,
         },
         replica_of: node.config.replica_of,
         host: None,
         node: node.name,
         server: node.redis,
+        agent: None,
     }
 }
 

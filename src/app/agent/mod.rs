@@ -18,6 +18,7 @@ pub mod fleet;
 pub mod host;
 mod manager;
 mod opened;
+mod restores;
 
 impl From<&AgentTlsConfig> for TlsFiles {
     fn from(config: &AgentTlsConfig) -> Self {

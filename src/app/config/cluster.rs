@@ -7,7 +7,8 @@ use serde::Deserialize;
 
 use super::super::failure::Failure;
 use super::units::{Bytes, Span};
-use crate::model::names::NodeName;
+use crate::driver::redis::CaptureMode;
+use crate::model::names::{ClusterName, NodeName};
 use crate::node::SpoolOptions;
 use crate::repo::WriterOptions;
 
@@ -15,10 +16,18 @@ use crate::repo::WriterOptions;
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClusterConfig {
-    /// `redis` or `files`.
+    /// `redis`, `dynomite` or `files`.
     pub store: Option<String>,
-    /// Any node of a Redis Cluster, or a Sentinel.
+    /// Any node of a Redis Cluster, or a Sentinel; of a ring the admin port of any Dynomite.
     pub discover: Option<String>,
+    /// Of a ring: the rack whose nodes are captured as long as they are well.
+    pub rack: Option<String>,
+    /// Its data center, where several have a rack of that name.
+    pub datacenter: Option<String>,
+    /// Of a ring: where Redis listens behind each Dynomite.
+    pub backend_port: Option<u16>,
+    /// Of a ring: Dynomite's own `timeout`, after which it fails what waits for its Redis.
+    pub request_timeout: Option<Span>,
     /// Which of the masters that Sentinel watches; empty: all.
     pub masters: Vec<String>,
     /// `replication` (default), `save` or `aof`.
@@ -59,6 +68,56 @@ pub struct LimitsConfig {
     pub cores: Option<usize>,
     /// Bytes of a dump that may wait on a disk of the host that stores it.
     pub spool: Option<Bytes>,
+}
+
+impl ClusterConfig {
+    /// How its nodes are captured; `said` on the command line comes first.
+    pub fn capture_mode(&self, cluster: &ClusterName, said: Option<&str>) -> Result<CaptureMode, Failure> {
+        let capture = match said.or(self.capture.as_deref()).unwrap_or("replication") {
+            "replication" => CaptureMode::Replication,
+            "save" => CaptureMode::Save,
+            "aof" => CaptureMode::Aof,
+            other => return Err(Failure::usage(format!("capture {other:?} is not known")).hint("replication, save and aof are")),
+        };
+        match (self.from.as_deref().unwrap_or("master"), capture) {
+            ("master", capture) => Ok(capture),
+            ("replica", CaptureMode::Replication) => Ok(CaptureMode::FromReplica),
+            ("replica", _) => {
+                let text = format!("[clusters.{cluster}] from = \"replica\" goes with capture = \"replication\" alone");
+                Err(Failure::usage(text).hint("files of a replica are not read: leave `from` or `capture` out"))
+            }
+            (other, _) => {
+                let text = format!("[clusters.{cluster}] from: {other:?} is not known");
+                Err(Failure::usage(text).hint("master and replica are"))
+            }
+        }
+    }
+
+    /// The first key that only a ring of Dynomite has, and where it stands.
+    pub fn ring_key(&self) -> Option<String> {
+        let own = [
+            ("rack", self.rack.is_some()),
+            ("datacenter", self.datacenter.is_some()),
+            ("backend_port", self.backend_port.is_some()),
+            ("request_timeout", self.request_timeout.is_some()),
+        ];
+        let own = own.iter().find(|(_, is_set)| *is_set).map(|(key, _)| (*key).to_owned());
+        own.or_else(|| self.nodes.iter().find_map(|(name, node)| node.ring_key().map(|key| format!("nodes.{name}.{key}"))))
+    }
+}
+
+impl NodeConfig {
+    fn ring_key(&self) -> Option<&'static str> {
+        let keys = [
+            ("token", self.token.is_some()),
+            ("rack", self.rack.is_some()),
+            ("datacenter", self.datacenter.is_some()),
+            ("admin", self.admin.is_some()),
+            ("stop_proxy", self.stop_proxy.is_some()),
+            ("start_proxy", self.start_proxy.is_some()),
+        ];
+        keys.iter().find(|(_, is_set)| *is_set).map(|(key, _)| *key)
+    }
 }
 
 impl LimitsConfig {
@@ -104,6 +163,18 @@ pub struct NodeConfig {
     pub restore_on_start: Option<bool>,
     /// Where it differs from the cluster's.
     pub restore_date: Option<String>,
+    /// Of a ring: its token, as its Dynomite's configuration says it.
+    pub token: Option<u64>,
+    /// Of a ring: its rack.
+    pub rack: Option<String>,
+    /// Of a ring: its data center.
+    pub datacenter: Option<String>,
+    /// Of a ring: the admin port of its Dynomite, `http://host:port`.
+    pub admin: Option<String>,
+    /// Stops its Dynomite.
+    pub stop_proxy: Option<Vec<String>>,
+    /// Starts its Dynomite.
+    pub start_proxy: Option<Vec<String>>,
     /// The agent that acts for it, on its own host; absent: whoever takes the snapshot reaches the node itself.
     pub agent: Option<String>,
     /// Stops the store.

@@ -229,6 +229,14 @@ fn people(manifest: &ClusterManifest) -> String {
             let slots: Vec<_> = description.slots.iter().map(|(from, to)| format!("{from}-{to}")).collect();
             text.push_str(&format!("          slots {}\n", slots.join(" ")));
         }
+        if let Some(ring) = &description.ring {
+            text.push_str(&format!(
+                "          token {}, from rack {} of {}\n",
+                ring.token,
+                escape(ring.rack.as_bytes()),
+                escape(ring.datacenter.as_bytes())
+            ));
+        }
         if let Some(replication) = &description.replication {
             text.push_str(&format!("          replication {} at {}\n", replication.id, replication.offset));
         }

@@ -14,7 +14,7 @@ use super::super::wiring::{ClusterNode, Session};
 use crate::agent::remote::CourierError;
 use crate::base::Clock;
 use crate::driver::redis::RIGHTS;
-use crate::model::names::ClusterName;
+use crate::model::names::{ClusterName, escape};
 use crate::object::probe;
 use crate::repo::SnapshotSource;
 
@@ -170,7 +170,14 @@ async fn node(node: &ClusterNode, clock: &Arc<dyn Clock>) -> Result<String, Fail
     };
     let description = described.map_err(with_rights)?;
     prepared.map_err(with_rights)?;
-    Ok(format!("{} {} {} at {} can be captured", description.store, description.version, description.role, description.address))
+    let ring = description.ring.as_ref();
+    let ring = ring.map_or(String::new(), |ring| {
+        format!("; its Dynomite is well, in rack {} of {}", escape(ring.rack.as_bytes()), escape(ring.datacenter.as_bytes()))
+    });
+    Ok(format!(
+        "{} {} {} at {} can be captured{ring}",
+        description.store, description.version, description.role, description.address
+    ))
 }
 
 fn cache(session: &Session) -> Option<Check> {

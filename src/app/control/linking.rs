@@ -33,6 +33,13 @@ pub struct Hydration {
     pub bytes_per_second: Option<u64>,
 }
 
+impl Hydration {
+    /// As `restore` has it where nothing is said.
+    pub fn wanted() -> Self {
+        Self { is_wanted: true, bytes_per_second: None }
+    }
+}
+
 /// Serves, for `node`, what this host's restores by links lead to.
 #[derive(Debug)]
 pub struct LinkHost {

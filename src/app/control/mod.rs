@@ -13,7 +13,7 @@ pub mod helper;
 mod import_config;
 mod init;
 mod key;
-mod linking;
+pub mod linking;
 mod mounting;
 pub mod restore;
 mod restoring;

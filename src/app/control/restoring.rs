@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use super::super::agent::{self as agents, Couriers};
 use super::super::clone::CloneRecords;
 use super::super::control_args::{self as args, RestoreArgs, RollbackArgs};
 use super::super::failure::{Exit, Failure};
@@ -18,8 +19,8 @@ use super::linking::{self, Hydration, LinkHost};
 use super::restore::{self, Change, NodeChange, RestoreTarget};
 use super::speeds::{self, StopWatch};
 use crate::agent::restore::RestoreStep;
+use crate::agent::restore_orders::RestoreCourier;
 use crate::cluster::restore::RestoreOutcome;
-use crate::driver::NodeSite;
 use crate::model::manifest::{ClusterManifest, NodeStatus};
 use crate::model::names::{ClusterName, NodeName};
 use crate::model::restore_pairs::why_missing;
@@ -70,8 +71,8 @@ pub async fn restore(session: &Session, args: RestoreArgs) -> Result<Exit, Failu
         discard_current: args.discard_current,
         confirm: args.confirm.clone(),
     };
-    let source: Arc<dyn SnapshotSource> = repository;
-    let prepared = restore::prepare(source, &listed, &targets, &request, &state, session.clock.clone()).await.map_err(failure)?;
+    let prepared =
+        restore::prepare(repository, &listed, &targets, &request, &state, session.clock.clone()).await.map_err(failure)?;
     let plan = prepared.plan.clone();
     if args.dry_run || !args.yes || !plan.is_allowed() {
         let mut text = plan.to_string();
@@ -89,7 +90,7 @@ pub async fn restore(session: &Session, args: RestoreArgs) -> Result<Exit, Failu
         };
     }
     session.output.note(&plan.to_string());
-    let progress = prepared.progress();
+    let placed = prepared.placed();
     let bar = session.output.bar("placing");
     let steps_bar = bar.clone();
     let output = session.output;
@@ -113,11 +114,11 @@ pub async fn restore(session: &Session, args: RestoreArgs) -> Result<Exit, Failu
     let report = loop {
         tokio::select! {
             report = &mut running => break report.map_err(failure)?,
-            () = tokio::time::sleep(Duration::from_millis(200)) => bar.set_position(placed(&progress)),
+            () = tokio::time::sleep(Duration::from_millis(200)) => bar.set_position(placed().bytes),
         }
     };
     bar.finish_and_clear();
-    watch.remember(session, &request, &plan, fetched(&progress));
+    watch.remember(session, &request, &plan, placed().bytes - placed().found_bytes);
     let mut text = String::new();
     for (node, restored) in &report.nodes {
         let keys = restored
@@ -141,7 +142,8 @@ pub async fn restore(session: &Session, args: RestoreArgs) -> Result<Exit, Failu
         ),
         RestoreOutcome::Undone => {
             let is_begun =
-                restore::kept(target_cluster.as_str(), &targets, &state).map_err(failure)?.iter().any(RestoreRecord::is_begun);
+                // Whoever is away may have something too; what is said of it is only advice.
+                restore::kept(target_cluster.as_str(), &targets, &state).await.is_ok_and(|kept| kept.iter().any(|kept| kept.is_begun));
             let kept = if is_begun {
                 format!(": it goes on from what was placed, which tintype settle {target_cluster} --yes deletes")
             } else {
@@ -159,14 +161,6 @@ pub async fn restore(session: &Session, args: RestoreArgs) -> Result<Exit, Failu
     text.push_str(&line);
     session.output.result(&text, &json!({"plan": plan, "report": report}));
     Ok(exit)
-}
-
-fn placed(progress: &[Arc<PlaceProgress>]) -> u64 {
-    progress.iter().map(|node| node.bytes.load(Ordering::Relaxed)).sum()
-}
-
-fn fetched(progress: &[Arc<PlaceProgress>]) -> u64 {
-    placed(progress) - progress.iter().map(|node| node.found_bytes.load(Ordering::Relaxed)).sum::<u64>()
 }
 
 /// `--directory`: one node's files, placed and nothing else.
@@ -326,18 +320,17 @@ fn targets(
         return Err(Failure::new("not_found", format!("{cluster} has no node {unknown}"))
             .hint(format!("its nodes: {}", known.join(", "))));
     }
-    let target = |node: super::super::wiring::ClusterNode| RestoreTarget {
-        site: NodeSite {
-            data_directory: node.directory,
-            stop: node.config.stop.unwrap_or_default(),
-            start: node.config.start.unwrap_or_default(),
-        },
-        replica_of: node.config.replica_of,
-        host: Some(host.clone()),
-        node: node.name,
-        server: node.redis,
-    };
-    Ok(nodes.into_iter().filter(|node| only.is_none_or(|only| node.name == *only)).map(target).collect())
+    let config = session.config.clusters.get(cluster);
+    let mut couriers = Couriers::new(session);
+    let mut targets = Vec::new();
+    for node in nodes.into_iter().filter(|node| only.is_none_or(|only| node.name == *only)) {
+        let agent = match config.and_then(|config| agents::address(config, &node)) {
+            Some(url) => Some((url.clone(), couriers.to(&url)? as Arc<dyn RestoreCourier>)),
+            None => None,
+        };
+        targets.push(RestoreTarget { agent, ..RestoreTarget::here(node, host.clone()) });
+    }
+    Ok(targets)
 }
 
 /// Cluster and node of `CLUSTER[/NODE]`.
@@ -374,7 +367,7 @@ async fn change(
     let targets = targets(session, &cluster, node.as_ref(), Hydration::default())?;
     let state = state(session)?;
     tell_recovered(session, &state).await?;
-    let kept = restore::kept(cluster.as_str(), &targets, &state).map_err(failure)?;
+    let kept = restore::kept(cluster.as_str(), &targets, &state).await.map_err(failure)?;
     if kept.is_empty() {
         session.output.result(&format!("nothing is kept for {}\n", args.target), &json!({"nodes": []}));
         return Ok(Exit::Nothing);
@@ -382,7 +375,7 @@ async fn change(
     if !args.yes {
         let text: String = kept
             .iter()
-            .map(|record| format!("would {what} {} on {} ({})\n", record.source, record.node, record.directory.display()))
+            .map(|record| format!("would {what} {} on {} ({})\n", record.source, record.node, record.directory))
             .collect();
         session.output.result(&format!("{text}next: say it again with --yes\n"), &json!({"kept": kept}));
         return Ok(Exit::Nothing);

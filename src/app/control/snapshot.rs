@@ -100,6 +100,9 @@ fn report(session: &Session, published: &PublishedSnapshot, asked: &[ClusterNode
     let completed = |name: &NodeName| manifest.node(name).is_some_and(|node| node.status == NodeStatus::Completed);
     let agreement = match cut.consistent {
         Consistency::Proved => "proved to be one instant".to_owned(),
+        Consistency::Timed if cut.scope == "rack" => {
+            "one copy of the ring at one instant; last writes of other racks may be missing in it".to_owned()
+        }
         Consistency::Timed => "frozen at one instant by the clock".to_owned(),
         Consistency::No if asked.len() == 1 => "one node, not frozen".to_owned(),
         Consistency::No => "the nodes are not of one instant".to_owned(),

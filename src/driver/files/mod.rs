@@ -29,6 +29,7 @@ use rustix::process::{Resource, Rlimit};
 use super::{CaptureReceipt, CapturedContent, CapturedEntry, DriverError, FreezeReceipt, StoreDriver, ThawReceipt};
 use crate::base::Clock;
 use crate::base::process::host_name;
+use crate::driver::beneath::foreign;
 use crate::driver::served::{ServedFile, ServedNode};
 use crate::model::extent::{RANDOM_BLOCK_BYTES, SEQUENTIAL_BLOCK_BYTES};
 use crate::model::manifest::{CaptureProof, Consistency, FileClass, FileKind, Fingerprint, NodeDescription};
@@ -128,7 +129,13 @@ impl StoreDriver for FilesDriver {
     async fn thaw(&mut self) -> Result<ThawReceipt, DriverError> {
         let checks = vec!["every file was opened and measured, each at its own instant".to_owned()];
         Ok(ThawReceipt {
-            proof: CaptureProof { consistent: Consistency::No, kind: "open_files".to_owned(), checks, fork_us: None },
+            proof: CaptureProof {
+                consistent: Consistency::No,
+                kind: "open_files".to_owned(),
+                checks,
+                fork_us: None,
+                scope: None,
+            },
         })
     }
 
@@ -263,6 +270,7 @@ fn walk_again(
             open_files_max,
             after_listing: &mut *after_listing,
             staging: None,
+            user: 0,
             open_files: 0,
             owners: Owners::default(),
             entries: Vec::new(),
@@ -283,6 +291,8 @@ struct Walk<'a> {
     after_listing: &'a mut dyn FnMut(&TreePath),
     /// Where clones are made; given up at the first file that shows that it cannot be.
     staging: Option<OwnedFd>,
+    /// Whose the root directory is.
+    user: u32,
     open_files: u64,
     owners: Owners,
     entries: Vec<CapturedEntry>,
@@ -309,6 +319,7 @@ impl Walk<'_> {
             rustix::fs::open(root, directory_flags | OFlags::NOFOLLOW, Mode::empty()).map_err(|error| self.stop(&top, error))?;
         let meta = File::from(root.try_clone().map_err(|error| self.stop(&top, error))?).metadata();
         let meta = meta.map_err(|error| self.stop(&top, error))?;
+        self.user = meta.uid();
         let mut levels = vec![self.directory(top, root, &meta)?];
         while let Some(level) = levels.last_mut() {
             match level.names.next() {
@@ -364,6 +375,9 @@ impl Walk<'_> {
         let opened = file.metadata().map_err(|error| self.stop(&path, error))?;
         if (opened.dev(), opened.ino()) != (meta.dev(), meta.ino()) {
             return Err(Stop::Changed(path));
+        }
+        if let Some(reason) = foreign(&opened, self.user) {
+            return Err(Stop::Fault(refused(&self.options.node, format!("{path}: {reason}"))));
         }
         self.open_files += 1;
         self.file(path, file, &opened)?;

@@ -3,11 +3,12 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::{Instant, sleep};
 
+use crate::driver::beneath::open_own;
 use crate::driver::served::{ServedFile, ServedNode};
 use crate::driver::{CapturedContent, CapturedEntry, DriverError, StoredFile};
 use crate::model::manifest::{FileClass, FileKind, Fingerprint, Ownership};
@@ -17,7 +18,6 @@ use crate::payload::aof::{AofFile, AofFileKind, AofScanner, MANIFEST_BYTES_MAX, 
 use super::RedisDriver;
 use super::collect::{DIRECTORY_MODE, FILE_MODE, STREAMED_BLOCK_BYTES};
 use super::reply::Fields;
-use super::save::open_regular;
 
 /// How often the flush is looked for: inside the freeze every millisecond counts.
 const POLL: Duration = Duration::from_millis(1);
@@ -57,15 +57,16 @@ impl RedisDriver {
         let Some(prepared) = self.prepared.clone() else { return Err(self.refused("it was not prepared")) };
         let until = Instant::now() + limit;
         let multi_part = prepared.version >= (7, 0);
-        let place = if multi_part { directory.join(&prepared.append_directory) } else { directory };
+        let below = if multi_part { PathBuf::from(&prepared.append_directory) } else { PathBuf::new() };
+        let place = directory.join(&below);
         let manifest_name = format!("{}.manifest", prepared.append_name);
         for _ in 0..ATTEMPTS {
             let fields = self.wait_until_flushed(until).await?;
             // What links of a restore lead to is another process's: it may not answer.
-            let (from, served) = (place.clone(), self.options.served.clone());
+            let (from, below, served) = (directory.clone(), below.clone(), self.options.served.clone());
             let name = if multi_part { manifest_name.clone() } else { prepared.append_name.clone() };
             let opening = tokio::task::spawn_blocking(move || match multi_part {
-                true => open_parts(&from, &name, &served),
+                true => open_parts(&from, &below, &name, &served),
                 false => open_single(&from, &name, &served).map(Some),
             });
             let opened = match tokio::time::timeout_at(until, opening).await {
@@ -190,10 +191,10 @@ impl RedisDriver {
 }
 
 /// The files that the manifest names, without those that wait for their deletion; nothing when it changed meanwhile.
-fn open_parts(directory: &Path, manifest_name: &str, served: &[ServedNode]) -> io::Result<Option<Vec<OpenFile>>> {
+fn open_parts(directory: &Path, below: &Path, manifest_name: &str, served: &[ServedNode]) -> io::Result<Option<Vec<OpenFile>>> {
     let read = || -> io::Result<Vec<u8>> {
         let mut text = Vec::new();
-        open_regular(&directory.join(manifest_name))?.take(MANIFEST_BYTES_MAX as u64 + 1).read_to_end(&mut text)?;
+        open_own(directory, &below.join(manifest_name))?.take(MANIFEST_BYTES_MAX as u64 + 1).read_to_end(&mut text)?;
         Ok(text)
     };
     let text = read()?;
@@ -201,7 +202,7 @@ fn open_parts(directory: &Path, manifest_name: &str, served: &[ServedNode]) -> i
         parse_manifest(&text).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("{manifest_name}: {error}")))?;
     let mut files = Vec::new();
     for part in parts.into_iter().filter(|part| part.kind != AofFileKind::History) {
-        match open_part(directory, part, served) {
+        match open_part(directory, below, part, served) {
             Ok(file) => files.push(file),
             // Replaced between the manifest and the file.
             Err(error) if error.kind() == io::ErrorKind::NotFound && read()? != text => return Ok(None),
@@ -213,16 +214,17 @@ fn open_parts(directory: &Path, manifest_name: &str, served: &[ServedNode]) -> i
 
 fn open_single(directory: &Path, name: &str, served: &[ServedNode]) -> io::Result<Vec<OpenFile>> {
     let part = AofFile { name: name.as_bytes().to_vec(), sequence: 1, kind: AofFileKind::Increment };
-    Ok(vec![open_part(directory, part, served)?])
+    Ok(vec![open_part(directory, Path::new(""), part, served)?])
 }
 
-fn open_part(directory: &Path, part: AofFile, served: &[ServedNode]) -> io::Result<OpenFile> {
+fn open_part(directory: &Path, below: &Path, part: AofFile, served: &[ServedNode]) -> io::Result<OpenFile> {
     let name = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(&part.name);
-    let path = directory.join(name);
-    let (file, stored) = match std::fs::read_link(&path).ok().and_then(|target| ServedFile::of_link(served, &target)) {
-        Some(found) => found.and_then(|found| Ok((found.open()?, found.stored())))?,
-        None => (open_regular(&path)?, None),
-    };
+    let path = below.join(name);
+    let (file, stored) =
+        match std::fs::read_link(directory.join(&path)).ok().and_then(|target| ServedFile::of_link(served, &target)) {
+            Some(found) => found.and_then(|found| Ok((found.open()?, found.stored())))?,
+            None => (open_own(directory, &path)?, None),
+        };
     let length_bytes = file.metadata()?.len();
     Ok(OpenFile { part, file, length_bytes, stored })
 }

@@ -343,7 +343,7 @@ impl RedisDriver {
         // That it is of our fork was just proved: there was one since the freeze. A replica's own is not asked for.
         let is_own = matches!(frozen.mark, Mark::Resynchronisation { .. } | Mark::Save { .. });
         let fork_us = if is_own { after.fork_us } else { None };
-        Ok(ThawReceipt { proof: CaptureProof { consistent, kind: kind.to_owned(), checks, fork_us } })
+        Ok(ThawReceipt { proof: CaptureProof { consistent, kind: kind.to_owned(), checks, fork_us, scope: None } })
     }
 }
 

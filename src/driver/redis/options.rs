@@ -96,6 +96,11 @@ impl RedisOptions {
         }
     }
 
+    /// `host:port`, as a manifest records it.
+    pub fn place(&self) -> Result<String, DriverError> {
+        Ok(self.endpoint()?.to_string())
+    }
+
     /// Where the url points; a url that is not understood is refused without repeating it, for it may hold a password.
     pub(super) fn endpoint(&self) -> Result<Endpoint, DriverError> {
         let refused = |reason: &str| DriverError::Refused { node: self.node.to_string(), reason: reason.to_owned() };

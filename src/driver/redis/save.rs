@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
 use crate::driver::DriverError;
+use crate::driver::beneath::open_own;
 
 use super::control::text;
 use super::{Captured, RedisDriver};
@@ -43,7 +44,7 @@ impl SaveWatch {
             if self.temporary_before.contains(&name) {
                 continue;
             }
-            match open_regular(&self.directory.join(name)) {
+            match open_own(&self.directory, Path::new(&name)) {
                 Ok(file) => {
                     self.file = Some(file);
                     return Ok(());
@@ -55,7 +56,7 @@ impl SaveWatch {
         }
         let dump = self.directory.join(&self.dump_name);
         if identity(&dump)?.is_some_and(|now| self.dump_before != Some(now)) {
-            self.file = Some(open_regular(&dump)?);
+            self.file = Some(open_own(&self.directory, Path::new(&self.dump_name))?);
         }
         Ok(())
     }
@@ -230,10 +231,4 @@ fn identity(path: &Path) -> io::Result<Option<(u64, u64)>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-/// Opens a regular file for reading; links are not followed, and a FIFO does not block.
-pub(super) fn open_regular(path: &Path) -> io::Result<File> {
-    let file = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
-    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")) }
 }

@@ -223,6 +223,14 @@ fn the_units_are_understood_by_systemd() {
         let here = here.replace("/usr/local/bin/tintype ", concat!(env!("CARGO_BIN_EXE_tintype"), " "));
         std::fs::write(home.path(name), here).expect("a copy");
     }
+    // What adds to a unit is verified as a part of it.
+    let drop_in = std::fs::read_to_string(units.join("tintyped-restores.conf")).expect("a drop-in");
+    let directory = home.path("tintyped.service.d");
+    std::fs::create_dir(&directory).expect("makes");
+    std::fs::write(directory.join("restores.conf"), &drop_in).expect("a copy");
+    for capability in ["CAP_CHOWN", "CAP_FOWNER", "CAP_SYS_PTRACE"] {
+        assert!(drop_in.contains(capability), "{capability}");
+    }
     let service = std::fs::read_to_string(units.join("tintyped.service")).expect("a unit");
     for line in ["Type=notify", "After=network-online.target", "Restart=on-failure", "DeviceAllow=/dev/fuse rw"] {
         assert!(service.contains(line), "{line}");

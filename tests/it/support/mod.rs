@@ -5,6 +5,7 @@ pub mod chains;
 pub mod child;
 pub mod command;
 pub mod disk;
+pub mod dynomite;
 pub mod effort;
 pub mod mapping;
 pub mod mount;

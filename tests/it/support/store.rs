@@ -15,9 +15,24 @@ use tintype::node::StateDirectory;
 
 use super::redis::{PATIENCE, redis_70};
 
+/// Which server, and where it listens.
+pub struct Server {
+    pub binary: PathBuf,
+    pub address: String,
+    /// `None`: a free one.
+    pub port: Option<u16>,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self { binary: redis_70(), address: "127.0.0.1".to_owned(), port: None }
+    }
+}
+
 /// The server, whether it runs or not; it ends with this.
 pub struct Store {
     pub root: TempDir,
+    address: String,
     pub port: u16,
     pub data: PathBuf,
 }
@@ -32,12 +47,21 @@ impl Store {
     }
 
     pub fn with_data(settings: &str, make: impl FnOnce(&Path) -> PathBuf) -> Self {
-        Self::made(settings, None, make)
+        Self::made(&Server::default(), settings, None, make)
+    }
+
+    /// A server of another version, at another loopback address or port.
+    pub fn at(server: &Server, settings: &str) -> Self {
+        Self::made(server, settings, None, |root| {
+            let data = root.join("data");
+            std::fs::create_dir(&data).expect("makes");
+            data
+        })
     }
 
     /// A server that runs as this user, to whom its data directory belongs; all may look in.
     pub fn of_user(user: u32, settings: &str) -> Self {
-        Self::made(settings, Some(user), |root| {
+        Self::made(&Server::default(), settings, Some(user), |root| {
             std::fs::set_permissions(root, PermissionsExt::from_mode(0o755)).expect("permits");
             let data = root.join("data");
             std::fs::create_dir(&data).expect("makes");
@@ -46,22 +70,26 @@ impl Store {
         })
     }
 
-    fn made(settings: &str, user: Option<u32>, make: impl FnOnce(&Path) -> PathBuf) -> Self {
+    fn made(server: &Server, settings: &str, user: Option<u32>, make: impl FnOnce(&Path) -> PathBuf) -> Self {
         let root = tempfile::Builder::new().prefix("tintype-restore-").tempdir().expect("a directory");
         // What the server itself writes beside its data.
         let own = root.path().join("run");
         std::fs::create_dir(&own).expect("makes");
         chown(&own, user, user).expect("these tests run as root");
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port();
+        let free = || TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port();
+        let (port, address) = (server.port.unwrap_or_else(free), server.address.clone());
         let data = make(root.path());
         let text = |name: &str| root.path().join(name).display().to_string();
+        // 6.2 does not know the setting.
+        let bus = match settings.contains("cluster-enabled") {
+            true => format!("cluster-port {}\n", if port > 32768 { port - 10000 } else { port + 10000 }),
+            false => String::new(),
+        };
         let configuration = format!(
-            "port {port}\nbind 127.0.0.1\ndaemonize yes\npidfile {}\nlogfile {}\ndir {}\ncluster-port {}\n{settings}\n",
+            "port {port}\nbind {address}\ndaemonize yes\npidfile {}\nlogfile {}\ndir {}\n{bus}{settings}\n",
             text("run/pid"),
             text("run/log"),
             data.display(),
-            // Only used with cluster-enabled.
-            if port > 32768 { port - 10000 } else { port + 10000 },
         );
         std::fs::write(root.path().join("redis.conf"), configuration).expect("writes");
         let script = |name: &str, lines: &str| {
@@ -70,11 +98,11 @@ impl Store {
             std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).expect("permits");
         };
         let user = user.map(|user| format!("setpriv --reuid {user} --regid {user} --clear-groups "));
-        script("start", &format!("exec {}{} {}", user.unwrap_or_default(), redis_70().display(), text("redis.conf")));
+        script("start", &format!("exec {}{} {}", user.unwrap_or_default(), server.binary.display(), text("redis.conf")));
         // It returns when the server is gone, as that of a supervisor does; one that nobody has reaped has no directory.
         let wait = "while readlink /proc/$pid/cwd >/dev/null; do sleep 0.01; done";
         script("stop", &format!("pid=$(cat {}) && kill $pid && {wait}", text("run/pid")));
-        Self { root, port, data }
+        Self { root, address, port, data }
     }
 
     pub fn start(&self) -> &Self {
@@ -101,7 +129,7 @@ impl Store {
     }
 
     pub fn try_connection(&self) -> Option<redis::Connection> {
-        let client = redis::Client::open(format!("redis://127.0.0.1:{}", self.port)).ok()?;
+        let client = redis::Client::open(format!("redis://{}:{}", self.address, self.port)).ok()?;
         let connection = client.get_connection_with_timeout(Duration::from_secs(2)).ok()?;
         connection.set_read_timeout(Some(PATIENCE)).ok()?;
         Some(connection)
@@ -125,7 +153,12 @@ impl Store {
 
     pub fn site(&self) -> NodeSite {
         let command = |name: &str| vec![self.root.path().join(name).display().to_string()];
-        NodeSite { data_directory: Some(self.data.clone()), stop: command("stop"), start: command("start") }
+        NodeSite {
+            data_directory: Some(self.data.clone()),
+            stop: command("stop"),
+            start: command("start"),
+            ..NodeSite::default()
+        }
     }
 
     /// The node as the configuration of cluster `prod` names it.
@@ -145,6 +178,7 @@ impl Store {
             replica_of: None,
             host: None,
             server: Some(RedisOptions::new(node, format!("redis://127.0.0.1:{}", self.port))),
+            agent: None,
         }
     }
 
