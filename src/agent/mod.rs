@@ -7,6 +7,7 @@
 
 pub mod client;
 pub mod desk;
+pub mod dynomite_manager;
 pub mod fleet;
 pub mod orders;
 pub mod remote;

@@ -53,6 +53,8 @@ pub struct CommonArgs {
 pub enum Verb {
     /// Write a configuration from one address, asking what it cannot find out
     Setup(SetupArgs),
+    /// Write a configuration from that of another program
+    ImportConfig(ImportConfigArgs),
     /// Create a repository; try out what the object store can do and record it
     Init(InitArgs),
     /// Take a coordinated snapshot of a whole cluster
@@ -115,6 +117,28 @@ pub struct SetupArgs {
     /// Ask nothing; leave out what cannot be found out
     #[arg(long)]
     pub yes: bool,
+}
+
+/// `import-config`
+#[derive(Debug, Args)]
+pub struct ImportConfigArgs {
+    /// Whose it is
+    pub kind: ForeignConfig,
+    /// Its file
+    pub file: PathBuf,
+    /// Name of the node that it is about [default: this host's]
+    #[arg(long)]
+    pub node: Option<String>,
+    /// Where to write ours [default: standard output]
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// Programs whose configurations are understood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ForeignConfig {
+    /// Properties of Netflix's Dynomite-manager, under any prefix that it ever had
+    DynomiteManager,
 }
 
 /// `init`

@@ -257,6 +257,11 @@ pub async fn run(session: &Session, args: DaemonArgs) -> Result<Exit, Failure> {
     // Who names a mountpoint wants that and nothing else; otherwise the configuration says what is served.
     let listen = session.config.agent.listen.as_ref().filter(|_| mount_args.mountpoint.is_none());
     let Some(listen) = listen else {
+        if session.config.agent.dynomite_manager.is_some() && mount_args.mountpoint.is_none() {
+            let failure = Failure::usage("[agent.dynomite_manager] wants an agent").hint("write listen under [agent]");
+            ready.tell(Err(&failure));
+            return Err(failure);
+        }
         serve_mount(session, &MountRequest::merge(session, &mount_args)?, ready).await?;
         return Ok(Exit::Done);
     };

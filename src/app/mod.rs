@@ -18,6 +18,7 @@ pub mod daemon;
 pub mod disk_cache;
 pub mod export;
 pub mod failure;
+pub mod foreign_config;
 mod guard;
 mod linked;
 pub mod local_node;

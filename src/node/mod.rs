@@ -31,7 +31,7 @@ pub use restore::{CheckReceipt, LocalRestore};
 pub use restore_copy::{PlaceOptions, PlaceReceipt, place, place_only};
 pub use restore_error::RestoreError;
 pub use restore_link::copied_by_links;
-pub use servers::ServerLimits;
+pub use servers::{ServerLimits, run as run_command};
 pub use site::used_bytes;
 pub use spool::SpoolOptions;
 pub use swap::{Recovered, RecoveredTo, Steps, recover, settle, stays, swap, swap_back};

@@ -347,7 +347,7 @@ fn is_alive(pid: u32) -> bool {
 }
 
 /// Runs a command of the configuration until it ends; what it says is kept for the message only.
-pub(super) async fn run(node: &str, what: &str, command: &[String], limit: Duration) -> Result<(), RestoreError> {
+pub async fn run(node: &str, what: &str, command: &[String], limit: Duration) -> Result<(), RestoreError> {
     let failed =
         |reason: String| RestoreError::Command { node: node.to_owned(), what: format!("{what} `{}`", command.join(" ")), reason };
     let (program, arguments) = command.split_first().ok_or_else(|| failed("there is none".to_owned()))?;

@@ -6,6 +6,7 @@ mod cli;
 mod consistency;
 mod disk_cache;
 mod dynomite;
+mod dynomite_manager;
 mod end_to_end;
 mod fleet;
 mod foreign_host;

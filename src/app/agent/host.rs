@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio_rustls::rustls::ServerConfig;
 
 use super::super::control_args::{CommonArgs, SourceArgs};
@@ -18,6 +19,7 @@ use super::super::parents::Parents;
 use super::super::wiring::Session;
 use super::Door;
 use super::fleet::HostFleet;
+use super::manager::Manager;
 use super::opened::OpenedRepository;
 use super::restores::HostRestores;
 use crate::agent::desk::{Assigned, Desk, NodeFactory};
@@ -36,6 +38,7 @@ pub struct HostAgent {
     tls: Option<RustlsConfig>,
     listener: TcpListener,
     nodes: Arc<HostNodes>,
+    manager: Option<Manager>,
 }
 
 impl HostAgent {
@@ -59,7 +62,8 @@ impl HostAgent {
             writing: WriterOptions::new(session.level(), session.uploads()),
             repository: Arc::default(),
         };
-        Ok(Self { door, tls, listener, nodes: Arc::new(nodes) })
+        let manager = session.config.agent.dynomite_manager.as_ref().map(Manager::bind).transpose()?;
+        Ok(Self { door, tls, listener, nodes: Arc::new(nodes), manager })
     }
 
     /// For the supervisor's list of units.
@@ -72,14 +76,30 @@ impl HostAgent {
         tracing::info!(address = %self.door.address, tls = self.tls.is_some(), "the agent takes orders");
         let clock = Arc::new(SystemClock::default());
         let fleet = HostFleet::new(self.nodes.common.clone(), self.nodes.repository.clone());
+        let (end, ended) = watch::channel(false);
+        let manager = self.manager.map(|manager| {
+            let (common, repository) = (self.nodes.common.clone(), self.nodes.repository.clone());
+            tokio::spawn(manager.serve(common, fleet.clone(), repository, raised(ended)))
+        });
+        let stop = async move {
+            stop.await;
+            end.send_replace(true);
+        };
         let restores = HostRestores::new(self.nodes.common.clone(), self.nodes.repository.clone());
         let restores = Arc::new(RestoreDesk::new(Arc::new(restores), clock.clone()));
         let desk = Arc::new(Desk::new(self.nodes, clock));
         let renewing = tokio::spawn(renew(self.tls.clone().zip(self.door.tls)));
         let served = server::serve(self.listener, self.tls, self.door.token, (desk, restores), fleet, stop).await;
         renewing.abort();
+        if let Some(manager) = manager {
+            let _panicked = manager.await;
+        }
         served.map_err(|error| Failure::new("system", format!("the agent: {error}")))
     }
+}
+
+async fn raised(mut flag: watch::Receiver<bool>) {
+    let _over_too = flag.wait_for(|raised| *raised).await;
 }
 
 fn certificates(files: &TlsFiles) -> Result<Arc<ServerConfig>, Failure> {

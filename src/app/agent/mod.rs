@@ -16,6 +16,7 @@ use crate::agent::tls::{self, TlsFiles};
 
 pub mod fleet;
 pub mod host;
+mod manager;
 mod opened;
 mod restores;
 

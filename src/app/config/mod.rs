@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::failure::Failure;
-use crate::model::names::ClusterName;
+use crate::model::names::{ClusterName, NodeName};
 
 mod cluster;
 mod repository;
@@ -89,6 +89,38 @@ pub struct AgentConfig {
     pub token_file: Option<PathBuf>,
     /// Wanted off the loopback interface.
     pub tls: Option<AgentTlsConfig>,
+    /// The interface of Dynomite-manager, for what still asks for it.
+    pub dynomite_manager: Option<DynomiteManagerConfig>,
+}
+
+/// `[agent.dynomite_manager]`: for which node it is answered, and what else it tells.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DynomiteManagerConfig {
+    /// Its cluster.
+    pub cluster: ClusterName,
+    /// The node of this host.
+    pub node: NodeName,
+    /// `ADDRESS:PORT` on the loopback interface.
+    pub listen: Option<String>,
+    /// One more place where it is served.
+    pub prefix: Option<String>,
+    /// The admin port of this host's Dynomite.
+    pub admin: Option<String>,
+    /// Where the clients of each Dynomite connect.
+    pub client_port: Option<u16>,
+    /// The other nodes, as Dynomite is told of them: `host:peer port:rack:datacenter:token`.
+    #[serde(default)]
+    pub seeds: Vec<String>,
+    /// Dynomite's `hash_tag`.
+    pub hashtag: Option<String>,
+    /// Starts Dynomite.
+    pub start: Option<Vec<String>>,
+    /// Stops Dynomite.
+    pub stop: Option<Vec<String>>,
+    /// A GET may replace the node's data by that of `restore_date`.
+    #[serde(default)]
+    pub allow_restore: bool,
 }
 
 /// `tls` under `[agent]`.

@@ -10,6 +10,7 @@ mod diff;
 mod doctor;
 mod export;
 pub mod helper;
+mod import_config;
 mod init;
 mod key;
 pub mod linking;
@@ -28,6 +29,7 @@ mod warm;
 pub async fn run(session: &Session, verb: Verb) -> Result<Exit, Failure> {
     match verb {
         Verb::Setup(args) => setup::run(session, args).await,
+        Verb::ImportConfig(args) => import_config::run(session, &args),
         Verb::Init(args) => init::run(session, args).await,
         Verb::Snapshot(args) => snapshot::run(session, args).await,
         Verb::Status(args) => status::run(session, args).await,

@@ -83,7 +83,7 @@ fn quoted(text: &str) -> String {
     json!(text).to_string()
 }
 
-fn write(path: &Path, text: &str) -> Result<(), Failure> {
+pub(super) fn write(path: &Path, text: &str) -> Result<(), Failure> {
     let wrong = |error: std::io::Error| Failure::new("system", format!("{}: {error}", path.display())).hint("say --output FILE");
     if let Some(parent) = path.parent() {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(wrong)?;

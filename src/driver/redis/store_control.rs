@@ -36,6 +36,42 @@ impl RedisControl {
         Ok(Self { options })
     }
 
+    /// Has it write its own files anew, the append-only ones where it has those, else the dump, and waits until that is done. Nothing
+    /// is held back. One that is being written already is not the answer: it began earlier.
+    pub async fn persist(&self) -> Result<(), DriverError> {
+        let mut control = Control::open(&self.options).await?;
+        let is_append_only = control.info(&["persistence"]).await?.flag("aof_enabled");
+        let (command, running, outcome) = match is_append_only {
+            true => ("BGREWRITEAOF", ["aof_rewrite_in_progress", "aof_rewrite_scheduled"], "aof_last_bgrewrite_status"),
+            false => ("BGSAVE", ["rdb_bgsave_in_progress", "async_loading"], "rdb_last_bgsave_status"),
+        };
+        let until = tokio::time::Instant::now() + SAVE_LIMIT;
+        for is_begun in [false, true] {
+            if is_begun {
+                control.ask(&[command]).await?;
+            }
+            loop {
+                let fields = control.info(&["persistence"]).await?;
+                // A save of either kind keeps the other one waiting.
+                let others = ["rdb_bgsave_in_progress", "aof_rewrite_in_progress"];
+                let names = if is_begun { running } else { others };
+                if !names.iter().any(|name| fields.flag(name)) {
+                    if is_begun && fields.get(outcome) != Some("ok") {
+                        let reason = format!("{command} failed: its own log says why");
+                        return Err(DriverError::Broken { node: self.options.node.to_string(), reason });
+                    }
+                    break;
+                }
+                if tokio::time::Instant::now() >= until {
+                    let reason = format!("{command} was not done within {SAVE_LIMIT:?}");
+                    return Err(DriverError::Broken { node: self.options.node.to_string(), reason });
+                }
+                tokio::time::sleep(POLL).await;
+            }
+        }
+        Ok(())
+    }
+
     /// Whether somebody listens; a host that does not answer at all is an error.
     async fn is_listening(&self) -> Result<bool, DriverError> {
         let endpoint = self.options.endpoint()?;

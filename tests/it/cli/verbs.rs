@@ -181,3 +181,26 @@ fn an_error_for_scripts_is_one_object_with_the_same_words() {
     assert!(error["code"].is_string() && error["hint"].is_string());
     assert!(ran.err.contains(error["message"].as_str().expect("a message")));
 }
+
+#[test]
+fn a_configuration_of_dynomite_manager_is_written_anew_and_nothing_secret_is_told() {
+    let home = Home::new();
+    let properties = "florida.dyno.clustername=ring\ndbsidecar.aws.dyno.backup.bucket.name=backups\ndm.some.password=hunter2\nflorida.dyno.gossip.interval=5\n";
+    std::fs::write(home.path("node.properties"), properties).expect("written");
+    let ran = home.run(&["import-config", "dynomite-manager", "node.properties", "--node", "host-1"]);
+    assert!(ran.done().text().contains("url = \"s3://backups/backup/tintype\""), "{ran:?}");
+    for words in ["dm.some.password is not known", "florida.dyno.gossip.interval has no counterpart", "is a new repository"] {
+        assert!(ran.err.contains(words), "{words}: {}", ran.err);
+    }
+    assert!(!ran.err.contains("hunter2") && !ran.text().contains("hunter2"), "{ran:?}");
+    let value = home
+        .run(&["import-config", "dynomite-manager", "node.properties", "--node", "host-1", "--output", "new.toml", "--json"])
+        .json();
+    assert_eq!((&value["cluster"], &value["unknown"][0]), (&"ring".into(), &"dm.some.password".into()));
+    assert_eq!(std::fs::read_to_string(home.path("new.toml")).expect("written"), ran.text());
+    // It is there: nothing is written over.
+    home.run(&["import-config", "dynomite-manager", "node.properties", "--output", "new.toml"]).refused(1, &["new.toml"]);
+    home.run(&["import-config", "dynomite-manager", "absent"]).refused(2, &["absent"]);
+    std::fs::write(home.path("node.properties"), "dm.dyno.stats.port=x").expect("written");
+    home.run(&["import-config", "dynomite-manager", "node.properties"]).refused(2, &["stats.port"]);
+}

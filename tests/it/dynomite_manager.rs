@@ -1,0 +1,267 @@
+//! The interface of Dynomite-manager, answered by `tintyped` in front of a real Redis; Dynomite's admin port is a stand-in.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::{Value, json};
+
+use crate::support::agent::{Agent, free_port, private, said};
+use crate::support::command::Workplace;
+use crate::support::redis::PATIENCE;
+use crate::support::store::Store;
+
+const RING: &str = r#"{"dcs":[{"name":"dc","racks":[{"name":"rack-1","servers":[{"name":"127.0.0.1","host":"127.0.0.1","port":8101,"token":12345}]}]}]}"#;
+
+/// A stand-in for the admin port of Dynomite: it answers 200 to every path, and nothing at all unless `alive` is there.
+struct AdminStandIn {
+    port: u16,
+    over: Arc<AtomicBool>,
+}
+
+impl AdminStandIn {
+    fn start(alive: PathBuf) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let over: Arc<AtomicBool> = Arc::default();
+        let ended = over.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                if ended.load(Ordering::SeqCst) {
+                    return;
+                }
+                let Ok(mut stream) = stream else { return };
+                if alive.exists() {
+                    let _hung_up = Self::answer(&mut stream);
+                }
+            }
+        });
+        Self { port, over }
+    }
+
+    fn answer(stream: &mut TcpStream) -> std::io::Result<()> {
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let (mut head, mut byte) = (Vec::new(), [0]);
+        while !head.ends_with(b"\r\n\r\n") {
+            stream.read_exact(&mut byte)?;
+            head.push(byte[0]);
+        }
+        let head = String::from_utf8_lossy(&head).into_owned();
+        let text = match head.split(' ').nth(1).unwrap_or_default() {
+            "/state/get_state" => "State: NORMAL\n",
+            "/get_consistency" => "Read Consistency: DC_ONE\r\nWrite Consistency: DC_QUORUM\r\n",
+            "/cluster_describe" => RING,
+            _ => "OK",
+        };
+        write!(
+            stream,
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{text}",
+            text.len()
+        )
+    }
+}
+
+impl Drop for AdminStandIn {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::SeqCst);
+        let _wakes_it = TcpStream::connect(("127.0.0.1", self.port));
+    }
+}
+
+struct Host<'a> {
+    store: &'a Store,
+    work: &'a Workplace,
+    port: u16,
+    _admin: AdminStandIn,
+    agent: Option<Agent<'a>>,
+    alive: PathBuf,
+}
+
+impl<'a> Host<'a> {
+    fn new(store: &'a Store, work: &'a Workplace) -> Self {
+        let alive = work.path("dynomite-is-alive");
+        std::fs::write(&alive, "").expect("writes");
+        let admin = AdminStandIn::start(alive.clone());
+        Self { store, work, port: free_port(), _admin: admin, agent: None, alive }
+    }
+
+    fn start(&mut self, more: &str) {
+        self.agent = None;
+        let (store, alive) = (self.store, &self.alive);
+        let script = |name: &str| store.root.path().join(name);
+        let keys = format!(
+            "[agent.dynomite_manager]\ncluster = \"ring\"\nnode = \"host-1\"\nlisten = \"127.0.0.1:{}\"\nadmin = \"http://127.0.0.1:{}\"\nstart = [\"touch\", {alive:?}]\nstop = [\"rm\", {alive:?}]\n{more}\n",
+            self.port, self._admin.port
+        );
+        let clusters = format!(
+            "[clusters.ring.nodes.host-1]\naddress = \"127.0.0.1:{}\"\ndata_directory = {:?}\nstop = [{:?}]\nstart = [{:?}]\n",
+            store.port,
+            store.data,
+            script("stop"),
+            script("start")
+        );
+        private(&self.work.path("token"), "a token");
+        let name = format!("manager-{}", more.len());
+        let keys = format!("token_file = {:?}\n{keys}", self.work.path("token"));
+        self.agent = Some(Agent::start(self.work, &name, &keys, &clusters));
+    }
+
+    fn raw(&self, request: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("connects");
+        stream.set_read_timeout(Some(PATIENCE * 3)).expect("sets");
+        stream.write_all(request.as_bytes()).expect("asks");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("{answer:?}"));
+        (status, answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
+    }
+
+    fn get(&self, path: &str) -> (u16, String) {
+        self.raw(&format!("GET {path} HTTP/1.0\r\nHost: 127.0.0.1:8080\r\n\r\n"))
+    }
+
+    #[track_caller]
+    fn is_ok(&self, name: &str) {
+        let (status, text) = self.get(&format!("/REST/v1/admin/{name}"));
+        assert_eq!((status, text.as_str()), (200, "[\"ok\"]"), "{name}\n{}", self.agent.as_ref().expect("runs").log());
+    }
+
+    #[track_caller]
+    fn fails(&self, name: &str, status: u16, words: &str) {
+        let (found, text) = self.get(&format!("/REST/v1/admin/{name}"));
+        let value: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{name}: {found} {text:?}: {error}"));
+        assert_eq!((found, &value["status"]), (status, &json!("unsuccessful")), "{name}: {text}");
+        assert!(value["error"]["message"].as_str().is_some_and(|message| message.contains(words)), "{name}: {text}");
+    }
+
+    fn status(&self) -> Value {
+        let (status, text) = self.get("/REST/v1/admin/status");
+        assert_eq!(status, 200, "{text}");
+        serde_json::from_str(&text).expect("JSON")
+    }
+}
+
+fn shown(directory: &Path) -> bool {
+    directory.join("dump.rdb").is_file()
+}
+
+#[test]
+fn it_answers_as_dynomite_manager_did_and_says_ok_only_to_what_was_done() {
+    let (store, work) = (Store::new("save \"\""), Workplace::new());
+    work.configure("");
+    work.succeed(&["init"]);
+    store.start();
+    let mut host = Host::new(&store, &work);
+    host.start("hashtag = \"{}\"\nseeds = [\"10.0.0.2:8101:rack-2:dc:1\", \"10.0.0.3:8101:rack-3:dc:2\"]");
+    let before = host.status();
+    assert_eq!((&before["backup"]["status"], &before["restore"]["status"]), (&json!("not started"), &json!("not started")));
+    let health = json!({"dynomiteAlive": true, "storageAlive": true, "Overall": true});
+    assert_eq!((&before["health"], &before["consistency"]), (&health, &json!({"read": "DC_ONE", "write": "DC_QUORUM"})));
+
+    store.command(&["SET", "stored", "1"]);
+    host.is_ok("BackUp");
+    assert_eq!(host.status()["backup"]["status"], "completed");
+    assert!(work.succeed(&["show", "ring/latest"]).contains("host-1"));
+    let (status, text) = host.get("/api/v1/admin/backup/");
+    assert_eq!((status, text.as_str()), (200, "[\"ok\"]"));
+    assert_eq!(work.succeed(&["list", "ring"]).lines().count(), 2);
+
+    assert!(!shown(&store.data));
+    host.is_ok("takesnapshot");
+    assert!(shown(&store.data), "it is on the disk");
+    std::fs::remove_file(store.data.join("dump.rdb")).expect("removes");
+    std::fs::create_dir(store.data.join("dump.rdb")).expect("makes");
+    host.fails("takesnapshot", 500, "BGSAVE failed");
+    std::fs::remove_dir(store.data.join("dump.rdb")).expect("removes");
+
+    let value = |path: &str| serde_json::from_str::<Value>(&host.get(&format!("/REST/v1/admin/{path}")).1).expect("JSON");
+    assert_eq!(
+        value("cluster_describe"),
+        json!([{"token": "12345", "hostname": "127.0.0.1", "ip": "127.0.0.1", "port": "8102", "peer_port": "8101", "rack": "rack-1", "zone": "rack-1", "dc": "dc", "hashtag": "{}"}])
+    );
+    assert_eq!(value("consistency"), json!({"read_consistency": "DC_ONE", "write_consistency": "DC_QUORUM"}));
+    assert_eq!((value("hashtag"), value("version")), (json!({"hashtag": "{}"}), json!([env!("CARGO_PKG_VERSION")])));
+    let seeds = host.get("/REST/v1/admin/get_seeds");
+    assert_eq!(seeds, (200, "10.0.0.2:8101:rack-2:dc:1|10.0.0.3:8101:rack-3:dc:2".to_owned()));
+    for placeholder in ["info", "ring/1", "repair", "drain"] {
+        host.fails(placeholder, 501, "never did anything");
+    }
+    host.fails("restore", 501, "allow_restore");
+    host.fails("backups", 404, "not known");
+    assert_eq!(host.get("/REST/v1/secgroup").0, 404);
+    for (request, status) in [
+        ("POST /REST/v1/admin/stop HTTP/1.0\r\n\r\n", 405),
+        ("GET /REST/v1/admin/stop HTTP/1.0\r\nHost: elsewhere.example\r\n\r\n", 404),
+        ("GET /REST/v1/admin/stop HTTP/1.0\r\nOrigin: http://elsewhere.example\r\n\r\n", 403),
+        ("GET /REST/v1/admin/stop HTTP/1.0\r\nSec-Fetch-Site: cross-site\r\n\r\n", 403),
+    ] {
+        assert_eq!(host.raw(request).0, status, "{request}");
+    }
+    assert!(host.alive.exists(), "nobody has stopped it");
+
+    host.is_ok("stop");
+    assert!(!host.alive.exists());
+    assert_eq!(host.status()["health"], json!({"dynomiteAlive": false, "storageAlive": true, "Overall": false}));
+    host.fails("consistency", 500, "Dynomite at http://127.0.0.1");
+    host.fails("stop", 500, "stop Dynomite");
+    host.is_ok("start");
+
+    host.is_ok("stopstorageprocess");
+    assert!(store.try_connection().is_none());
+    host.fails("backup", 500, "host-1");
+    let status = host.status();
+    assert_eq!(
+        (&status["backup"]["status"], &status["health"]["storageAlive"]),
+        (&json!("unsuccessful"), &json!(false)),
+        "{status}"
+    );
+    host.is_ok("startStorageProcess");
+    assert!(store.try_connection().is_some());
+    host.is_ok("backup");
+    assert_eq!(host.status()["backup"]["status"], "completed");
+}
+
+#[test]
+fn a_restore_is_carried_out_where_it_is_allowed_and_only_then_is_it_ok() {
+    let (store, work) = (Store::new("save \"\""), Workplace::new());
+    work.configure("");
+    work.succeed(&["init"]);
+    store.start();
+    let mut host = Host::new(&store, &work);
+    host.start("allow_restore = true");
+    host.fails("restore", 500, "ring");
+    assert_eq!(host.status()["restore"]["status"], "unsuccessful");
+    store.command(&["SET", "stored", "1"]);
+    host.is_ok("backup");
+    store.command(&["SET", "since", "1"]);
+    host.is_ok("restore");
+    assert_eq!(host.status()["restore"]["status"], "completed");
+    let keys = store.command(&["KEYS", "*"]);
+    assert_eq!(keys, redis::Value::Array(vec![redis::Value::BulkString(b"stored".to_vec())]));
+    host.fails("get_seeds", 501, "seeds");
+    host.fails("hashtag", 501, "hashtag");
+    assert!(store.run("stop").status.success());
+}
+
+#[test]
+fn without_a_token_it_is_served_on_the_loopback_interface_alone() {
+    let work = Workplace::new();
+    let table = |keys: &str| format!("{keys}\n[clusters.ring.nodes.host-1]\naddress = \"127.0.0.1:1\"\n");
+    let manager =
+        |listen: &str| format!("[agent.dynomite_manager]\ncluster = \"ring\"\nnode = \"host-1\"\nlisten = {listen:?}\n");
+    let agent = format!("[agent]\nlisten = \"127.0.0.1:{}\"\n", free_port());
+    for (keys, words) in [
+        (agent.clone() + &manager("0.0.0.0:0"), "knows no token"),
+        (agent.clone() + &manager("nonsense"), "dynomite_manager"),
+        (agent.clone() + &manager("127.0.0.1:0") + "prefix = \"admin\"\n", "is no path"),
+        (manager("127.0.0.1:0"), "wants an agent"),
+    ] {
+        work.configure(&table(&keys));
+        let mut daemon = std::process::Command::new(env!("CARGO_BIN_EXE_tintyped"));
+        work.prepare(&mut daemon);
+        let output = daemon.output().expect("tintyped starts");
+        assert!(output.status.code() == Some(2) && said(&output).contains(words), "{keys}: {}", said(&output));
+    }
+}
