@@ -129,6 +129,9 @@ pub struct ImportConfigArgs {
     /// Name of the node that it is about [default: this host's]
     #[arg(long)]
     pub node: Option<String>,
+    /// Its token in the ring
+    #[arg(long)]
+    pub token: Option<u64>,
     /// Where to write ours [default: standard output]
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,

@@ -48,6 +48,8 @@ const EXTEND_BY: Duration = Duration::from_secs(60);
 struct Wanted {
     cluster: ClusterName,
     date: String,
+    /// Its name in snapshots.
+    stored: NodeName,
     directory: PathBuf,
     target: RestoreTarget,
 }
@@ -144,6 +146,7 @@ fn wanted(session: &Session) -> Result<Vec<Wanted>, Failure> {
             wanted.push(Wanted {
                 cluster: cluster.clone(),
                 date: date.unwrap_or_else(|| LATEST.to_owned()),
+                stored: node.stored_name()?,
                 directory,
                 target: RestoreTarget {
                     node: node.name,
@@ -252,7 +255,7 @@ async fn place(
     let wrong = |error: anyhow::Error| node.failed(format!("{error:#}"));
     let request = RestoreRequest {
         target_cluster: node.cluster.to_string(),
-        nodes: vec![node.target.node.clone()],
+        nodes: vec![node.stored.clone()],
         map: Vec::new(),
         method: Method::Copy,
         speeds: Default::default(),
@@ -268,7 +271,7 @@ async fn place(
     }
     if let Some(plan) = prepared.plan.nodes.first_mut() {
         let chosen = repository.manifest(chosen).await.map_err(|error| node.failed(error))?;
-        let newest = newest_of(&repository, listed, &node.target.node).await.map_err(|error| node.failed(error))?;
+        let newest = newest_of(&repository, listed, &node.stored).await.map_err(|error| node.failed(error))?;
         fit_newest(plan, &chosen, newest.as_deref());
     }
     let total = prepared.plan.nodes.iter().map(|plan| plan.bytes).sum();
@@ -334,6 +337,7 @@ mod tests {
         let node = |name: &str| Wanted {
             cluster: ClusterName::new("prod").expect("legal"),
             date: LATEST.to_owned(),
+            stored: NodeName::new("node-1").expect("legal"),
             directory: root.path().join(name),
             target: RestoreTarget {
                 node: NodeName::new("node-1").expect("legal"),

@@ -120,7 +120,8 @@ fn place(node: &NodeConfig, token: u64) -> RingPlace {
     RingPlace { token, datacenter: or(&node.datacenter, DEFAULT_DATACENTER), rack: or(&node.rack, DEFAULT_RACK) }
 }
 
-fn token_name(token: u64) -> Result<NodeName, Failure> {
+/// The name of a token's node in snapshots.
+pub(super) fn token_name(token: u64) -> Result<NodeName, Failure> {
     Ok(NodeName::new(format!("token-{token}"))?)
 }
 

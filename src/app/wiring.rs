@@ -328,6 +328,11 @@ impl Session {
 }
 
 impl ClusterNode {
+    /// Under which name its data is in snapshots: in a ring that of its token, whichever rack was captured.
+    pub fn stored_name(&self) -> Result<NodeName, Failure> {
+        self.config.token.map_or_else(|| Ok(self.name.clone()), ring::token_name)
+    }
+
     /// A node of which nothing is known yet.
     pub(super) fn new(name: NodeName) -> Self {
         Self { name, redis: None, ring: None, proxy: None, directory: None, config: NodeConfig::default() }

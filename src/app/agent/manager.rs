@@ -185,7 +185,8 @@ impl HostManager {
             }
             tokio::time::sleep(POLL).await;
         };
-        let node = &outcome["nodes"][self.config.node.as_str()];
+        let (own, _) = self.nodes(&self.session()?)?;
+        let node = &outcome["nodes"][own.stored_name().map_err(failed)?.as_str()];
         if outcome["status"] == "completed" && node["status"] == "completed" {
             return Ok(());
         }
@@ -213,7 +214,7 @@ impl HostManager {
         let (own, others) = self.nodes(session)?;
         let date = session.config.clusters.get(cluster).and_then(|config| config.restore_date.clone());
         let date = own.config.restore_date.clone().or(date).unwrap_or_else(|| "latest".to_owned());
-        let name = own.name.clone();
+        let (name, stored) = (own.name.clone(), own.stored_name().map_err(failed)?);
         let followers = others.into_iter().filter(|node| node.config.replica_of.as_ref() == Some(&name));
         let targets: Vec<_> = std::iter::once(own).chain(followers).map(target).collect();
         let state = StateDirectory::open(&session.state_directory()).map_err(|error| broken(error.to_string()))?;
@@ -223,7 +224,7 @@ impl HostManager {
         let listed = session.choose(repository.as_ref(), &query).await.map_err(failed)?;
         let request = RestoreRequest {
             target_cluster: cluster.to_string(),
-            nodes: vec![name.clone()],
+            nodes: vec![stored],
             map: Vec::new(),
             method: Method::Copy,
             speeds: Default::default(),
@@ -247,7 +248,8 @@ impl HostManager {
     }
 
     async fn ask(&self, path: &str) -> Result<String, String> {
-        ask_dynomite(self.config.admin.as_deref().unwrap_or(ADMIN), path).await
+        let own = self.session().and_then(|session| self.nodes(&session)).ok().and_then(|(own, _)| own.config.admin);
+        ask_dynomite(self.config.admin.as_deref().or(own.as_deref()).unwrap_or(ADMIN), path).await
     }
 
     /// It answers 200 to everything: only a state is a sign of life.
@@ -273,7 +275,7 @@ impl HostManager {
         let mut status = json!({
             "warmup": Last::default().value(),
             // Where the repository is away, what this process knows.
-            "backup": self.last_backup(&session, backup).await.unwrap_or(backup).value(),
+            "backup": self.last_backup(&session, &own, backup).await.unwrap_or(backup).value(),
             "restore": restore.value(),
             "health": {"dynomiteAlive": is_alive, "storageAlive": is_stored, "Overall": is_alive && is_stored},
             "storage engine": seen.map_or("redis".to_owned(), |seen| seen.store),
@@ -288,7 +290,7 @@ impl HostManager {
     }
 
     /// What the repository has counts, whoever stored it, but for what failed or began after it.
-    async fn last_backup(&self, session: &Session, known: Last) -> Result<Last, ManagerError> {
+    async fn last_backup(&self, session: &Session, own: &ClusterNode, known: Last) -> Result<Last, ManagerError> {
         if known.word == "pending" {
             return Ok(known);
         }
@@ -296,7 +298,8 @@ impl HostManager {
         let listed = repository.snapshots(&self.config.cluster).await.map_err(|error| failed(error.into()))?;
         let Some(newest) = listed.first() else { return Ok(known) };
         let manifest = repository.manifest(newest).await.map_err(|error| failed(error.into()))?;
-        let is_stored = manifest.node(&self.config.node).is_some_and(|node| node.status == NodeStatus::Completed);
+        let is_stored =
+            manifest.node(&own.stored_name().map_err(failed)?).is_some_and(|node| node.status == NodeStatus::Completed);
         let at_ms = manifest.cut_at.0.div_euclid(1000);
         Ok(if at_ms < known.at_ms && known.word != "completed" {
             known
@@ -442,8 +445,16 @@ impl ManagerService for HostManager {
                 Self::control(&own)?.persist().await.map_err(|error| failed(error.into()))?;
                 Ok(ManagerAnswer::ok())
             }
-            ManagerCall::Start => self.carry_out("start Dynomite", self.config.start.as_ref(), None, true).await,
-            ManagerCall::Stop => self.carry_out("stop Dynomite", self.config.stop.as_ref(), None, false).await,
+            ManagerCall::Start => {
+                let (own, _) = self.nodes(&self.session()?)?;
+                let command = self.config.start.as_ref().or(own.config.start_proxy.as_ref());
+                self.carry_out("start Dynomite", command, None, true).await
+            }
+            ManagerCall::Stop => {
+                let (own, _) = self.nodes(&self.session()?)?;
+                let command = self.config.stop.as_ref().or(own.config.stop_proxy.as_ref());
+                self.carry_out("stop Dynomite", command, None, false).await
+            }
             ManagerCall::StartStorageProcess => {
                 let (own, _) = self.nodes(&self.session()?)?;
                 let control = Self::control(&own)?;

@@ -23,7 +23,8 @@ pub fn run(session: &Session, args: &ImportConfigArgs) -> Result<Exit, Failure> 
         }
     };
     let ForeignConfig::DynomiteManager = args.kind;
-    let imported = dynomite_manager::import(&text, &node).map_err(|reason| wrong(&reason).hint("correct that property"))?;
+    let imported =
+        dynomite_manager::import(&text, &node, args.token).map_err(|reason| wrong(&reason).hint("correct that property"))?;
     // What we wrote we must be able to read.
     super::super::config::parse(&imported.text, args.output.as_deref().unwrap_or(Path::new("the configuration")))?;
     tell(session, &imported);

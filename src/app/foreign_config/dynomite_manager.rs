@@ -11,7 +11,7 @@ use super::properties;
 use crate::model::names::{ClusterName, NodeName};
 
 /// The store of what is written. As `dynomite`, the keys of a ring are written too; as `redis` they stand there as comments.
-pub const STORE: &str = "redis";
+pub const STORE: &str = "dynomite";
 /// The newest first: of two that say different things, that counts.
 const PREFIXES: [&str; 6] = ["dbsidecar.common.", "dbsidecar.aws.", "dbsidecar.cass.", "florida.", "dynomitemanager.", "dm."];
 /// Where its Redis listens: it was never a property.
@@ -130,8 +130,8 @@ fn quoted(text: &str) -> String {
     json!(text).to_string()
 }
 
-/// Translates the text of a property file, for the node of that name. The error names what makes no sense.
-pub fn import(text: &str, node: &NodeName) -> Result<Imported, String> {
+/// Translates the text of a property file, for the node of that name and token. The error names what makes no sense.
+pub fn import(text: &str, node: &NodeName, token: Option<u64>) -> Result<Imported, String> {
     let (mut unknown, mut unneeded, mut notes) = (Vec::new(), Vec::new(), Vec::new());
     let mut found: BTreeMap<&'static str, (usize, String)> = BTreeMap::new();
     for (name, value) in properties::parse(text)? {
@@ -170,11 +170,16 @@ pub fn import(text: &str, node: &NodeName) -> Result<Imported, String> {
     }
     let cluster = settings.get("dyno.clustername");
     let cluster = ClusterName::new(cluster).map_err(|error| format!("dyno.clustername: {error}"))?;
-    let text = written(&settings, &cluster, node, &mut notes)?;
+    let text = written(&settings, &cluster, (node, token), &mut notes)?;
     Ok(Imported { text, cluster, unknown, unneeded, notes })
 }
 
-fn written(settings: &Settings, cluster: &ClusterName, node: &NodeName, notes: &mut Vec<String>) -> Result<String, String> {
+fn written(
+    settings: &Settings,
+    cluster: &ClusterName,
+    (node, token): (&NodeName, Option<u64>),
+    notes: &mut Vec<String>,
+) -> Result<String, String> {
     let mut text = String::from("# Written by `tintype import-config dynomite-manager`; see the README for every key.\n\n");
     text.push_str(&repository(settings, notes)?);
     text.push_str(&format!("\n[clusters.{}]\nstore = {}\n", quoted(cluster.as_str()), quoted(STORE)));
@@ -191,6 +196,13 @@ fn written(settings: &Settings, cluster: &ClusterName, node: &NodeName, notes: &
     text.push_str(&restoring(settings, notes)?);
     text.push_str(&format!("\n[clusters.{}.nodes.{}]\n", quoted(cluster.as_str()), quoted(node.as_str())));
     text.push_str(&format!("address = {}\n", quoted(&format!("redis://{BACKEND}"))));
+    match token {
+        Some(token) => text.push_str(&ring(&format!("token = {token}"))),
+        None => {
+            text.push_str("# As under tokens in dynomite.yml:\n# token = 1431655765\n");
+            notes.push("the node's token is no property: write the one of dynomite.yml into the file, or say --token".to_owned());
+        }
+    }
     text.push_str(&format!("data_directory = {}\n", quoted(settings.get("dyno.persistence.directory"))));
     for (key, script) in ["stop", "start"].into_iter().zip(STORAGE_SCRIPTS) {
         text.push_str(&format!("{key} = [\"env\", {}, {}]\n", quoted(STORAGE_ENVIRONMENT), quoted(script)));
@@ -280,7 +292,7 @@ mod tests {
     use super::*;
 
     fn imported(text: &str) -> Imported {
-        import(text, &NodeName::new("host-1").expect("legal")).unwrap_or_else(|error| panic!("{text}: {error}"))
+        import(text, &NodeName::new("host-1").expect("legal"), None).unwrap_or_else(|error| panic!("{text}: {error}"))
     }
 
     /// What our own parser makes of it.
@@ -297,15 +309,15 @@ mod tests {
         // What is set, and a line that only then stands in the configuration.
         let rows = [
             ("region=eu-west-1", "region = \"eu-west-1\""),
-            ("rack=eu-west-1a", "# rack = \"eu-west-1a\""),
-            ("dyno.stats.port=22333", "# discover = \"http://127.0.0.1:22333\""),
+            ("rack=eu-west-1a", "rack = \"eu-west-1a\""),
+            ("dyno.stats.port=22333", "discover = \"http://127.0.0.1:22333\""),
             ("dyno.backup.snapshot.enabled=true", "# schedule = \"1 12 * * *\""),
             ("dyno.backup.restore.enabled=true", "restore_on_start = true"),
             (date, "restore_date = \"2026-11-20\""),
             ("dyno.backup.bucket.name=backups", "url = \"s3://backups/backup/tintype\""),
             ("dyno.backup.s3.base_dir=/a/b/", "url = \"s3://us-east-1.dynomite-backup-test/a/b/tintype\""),
-            ("dyno.startscript=/opt/up", "# start_proxy = [\"/opt/up\"]"),
-            ("dyno.stopscript=/opt/down", "# stop_proxy = [\"/opt/down\"]"),
+            ("dyno.startscript=/opt/up", "start_proxy = [\"/opt/up\"]"),
+            ("dyno.stopscript=/opt/down", "stop_proxy = [\"/opt/down\"]"),
             ("dyno.clustername=ring", "[clusters.\"ring\"]"),
             ("dyno.request.timeout=1000", "max_pause = \"800ms\""),
             ("dyno.persistence.directory=/data/redis", "data_directory = \"/data/redis\""),
@@ -323,7 +335,7 @@ mod tests {
         let weekly = "dm.dyno.backup.snapshot.enabled=true\ndm.dyno.backup.schedule=week\ndm.dyno.backup.hour=3\n";
         assert!(imported(weekly).text.contains("# schedule = \"1 3 * * 1\"\n"));
         assert!(imported("dm.redis.unixpath=/run/redis.sock").notes.iter().any(|note| note.contains("redis.unixpath")));
-        let engine = import("florida.dyno.redis.compatible.engine=ardb-rocksdb", &NodeName::new("x").expect("legal"));
+        let engine = import("florida.dyno.redis.compatible.engine=ardb-rocksdb", &NodeName::new("x").expect("legal"), None);
         assert!(engine.expect_err("no Redis").contains("engine"));
         // All mapped ones have stood here.
         let seen: Vec<_> = rows
@@ -349,6 +361,9 @@ mod tests {
         assert_eq!(node.stop, command(&["env", "FLORIDA_STORAGE=redis", "/apps/nfredis/bin/kill_redis.sh"]));
         assert_eq!(node.start, command(&["env", "FLORIDA_STORAGE=redis", "/apps/nfredis/bin/launch_nfredis.sh"]));
         assert!(imported.notes.iter().any(|note| note.contains("a new repository")));
+        assert!((node.token, imported.notes.iter().any(|note| note.contains("--token"))) == (None, true));
+        let host = NodeName::new("host-1").expect("legal");
+        assert_eq!(parsed(&import("", &host, Some(7)).expect("fine")).2.token, Some(7));
     }
 
     #[test]
@@ -380,7 +395,7 @@ mod tests {
             ("dm.dyno.backup.bucket.name=a/b", "bucket.name"),
             ("dm.dyno.backup.snapshot.enabled=true\ndm.dyno.backup.hour=24", "backup.hour"),
         ] {
-            let error = import(bad, &node).expect_err(bad);
+            let error = import(bad, &node, None).expect_err(bad);
             assert!(error.contains(word), "{bad}: {error}");
         }
     }
