@@ -1,12 +1,16 @@
-//! What the S3 client library alone reaches: reads objects in ranges, with some connections, and throws the bytes away.
+//! What the S3 client library alone reaches: reads objects in ranges, with some connections, and throws the bytes away; or puts
+//! objects.
 //!
 //! ```text
 //! bare_client ENDPOINT BUCKET PREFIX sequential RANGE_BYTES CONNECTIONS
 //! bare_client ENDPOINT BUCKET PREFIX random RANGE_BYTES REQUESTS
+//! bare_client ENDPOINT BUCKET PREFIX put OBJECT_BYTES OBJECTS
 //! ```
 //!
 //! `sequential` reads all objects below the prefix, in the order of their keys, as a mount reads the packs of a file;
-//! `random` reads ranges at random places, one after the other. One line of JSON says bytes, seconds, and percentiles of a
+//! `random` reads ranges at random places, one after the other. `put` puts objects as the product puts packs: whole, with a
+//! checksum, some at a time; it prints `ready` and begins at a line on its standard input, so that several begin together, and
+//! each object is made before. One line of JSON says bytes, seconds, and percentiles of a
 //! request's time. Credentials come from the environment. The client has the options of the product's own
 //! (`src/object/s3/client.rs`), so that the difference to a mount is the mount.
 
@@ -21,6 +25,14 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::config::{Builder, RequestChecksumCalculation, ResponseChecksumValidation};
+use aws_sdk_s3::primitives::ByteStream;
+use base64::Engine;
+use bytes::Bytes;
+
+/// As many as the product puts at once by default (`uploads`).
+const PUTS_AT_ONCE: usize = 4;
+/// Objects that are made; they are put again and again, since a store does not look whether it has their bytes.
+const BODIES: usize = 4;
 
 /// A stretch of an object.
 #[derive(Debug, Clone)]
@@ -124,27 +136,78 @@ async fn read_all(client: &Client, bucket: &str, pieces: Vec<Piece>, connections
     Ok(times)
 }
 
+/// Nothing that compresses, and its checksum.
+fn body(length: usize) -> anyhow::Result<(Bytes, String)> {
+    let mut bytes = vec![0; length];
+    getrandom::fill(&mut bytes)?;
+    let checksum = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &bytes);
+    Ok((bytes.into(), base64::engine::general_purpose::STANDARD.encode(checksum)))
+}
+
+/// Puts objects, some at a time; how long each took, and all.
+async fn put_all(
+    client: &Client,
+    bucket: &str,
+    prefix: &str,
+    length: usize,
+    count: usize,
+) -> anyhow::Result<(Vec<Duration>, f64)> {
+    let bodies = Arc::new((0..BODIES.min(count)).map(|_| body(length)).collect::<anyhow::Result<Vec<_>>>()?);
+    writeln!(std::io::stdout(), "ready")?;
+    std::io::stdin().read_line(&mut String::new())?;
+    let (began, next) = (Instant::now(), Arc::new(AtomicUsize::new(0)));
+    let mut writers = Vec::new();
+    for _ in 0..PUTS_AT_ONCE {
+        let (client, bucket, prefix) = (client.clone(), bucket.to_owned(), prefix.to_owned());
+        let (bodies, next) = (bodies.clone(), next.clone());
+        writers.push(tokio::spawn(async move {
+            let mut times = Vec::new();
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= count {
+                    return anyhow::Ok(times);
+                }
+                let (body, checksum) = &bodies[number % bodies.len()];
+                let began = Instant::now();
+                let request = client.put_object().bucket(&bucket).key(format!("{prefix}{number}")).checksum_sha256(checksum);
+                request.body(ByteStream::from(body.clone())).send().await?;
+                times.push(began.elapsed());
+            }
+        }));
+    }
+    let mut times = Vec::new();
+    for writer in writers {
+        times.extend(writer.await??);
+    }
+    Ok((times, began.elapsed().as_secs_f64()))
+}
+
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [endpoint, bucket, prefix, mode, range_bytes, count] = arguments.as_slice() else {
-        bail!("usage: bare_client ENDPOINT BUCKET PREFIX sequential|random RANGE_BYTES CONNECTIONS|REQUESTS");
+        bail!("usage: bare_client ENDPOINT BUCKET PREFIX sequential|random|put BYTES CONNECTIONS|REQUESTS|OBJECTS");
     };
     let (range_bytes, count): (u64, usize) = (range_bytes.parse()?, count.parse()?);
     if range_bytes == 0 || count == 0 {
         bail!("nothing is asked for");
     }
     let client = client(endpoint).await;
-    let objects = objects(&client, bucket, prefix).await?;
-    let (pieces, connections) = match mode.as_str() {
-        "sequential" => (all_pieces(&objects, range_bytes), count),
-        "random" => (random_pieces(&objects, range_bytes, count)?, 1),
-        _ => bail!("{mode}: sequential or random"),
+    let (bytes, mut times, seconds) = if mode == "put" {
+        let (times, seconds) = put_all(&client, bucket, prefix, usize::try_from(range_bytes)?, count).await?;
+        (range_bytes * count as u64, times, seconds)
+    } else {
+        let objects = objects(&client, bucket, prefix).await?;
+        let (pieces, connections) = match mode.as_str() {
+            "sequential" => (all_pieces(&objects, range_bytes), count),
+            "random" => (random_pieces(&objects, range_bytes, count)?, 1),
+            _ => bail!("{mode}: sequential, random or put"),
+        };
+        let bytes: u64 = pieces.iter().map(|piece| piece.end - piece.start).sum();
+        let began = Instant::now();
+        let times = read_all(&client, bucket, pieces, connections).await?;
+        (bytes, times, began.elapsed().as_secs_f64())
     };
-    let bytes: u64 = pieces.iter().map(|piece| piece.end - piece.start).sum();
-    let began = Instant::now();
-    let mut times = read_all(&client, bucket, pieces, connections).await?;
-    let seconds = began.elapsed().as_secs_f64();
     times.sort();
     let percentile = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1e6;
     let (middle, high) = (percentile(50), percentile(99));

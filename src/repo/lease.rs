@@ -56,7 +56,7 @@ pub struct Lease {
 enum Standing {
     Over,
     Held,
-    /// By this host's clock it should be over, or it was made by a clock that is not this host's.
+    /// By this host's clock it should be over soon or is, or it was made by a clock that is not this host's.
     Unsure,
 }
 
@@ -66,10 +66,16 @@ impl Lease {
             _ if self.is_released => Standing::Over,
             Some(true) => Standing::Held,
             Some(false) => Standing::Over,
-            None if now < self.expires_at && self.expires_at <= expiry(now) => Standing::Held,
+            // Its holder has left out two renewals where it is watched: so it is another's as soon as it is over.
+            None if until_watched(now) < self.expires_at && self.expires_at <= expiry(now) => Standing::Held,
             None => Standing::Unsure,
         }
     }
+}
+
+/// When a watch ends that begins now.
+fn until_watched(now: Timestamp) -> Timestamp {
+    Timestamp(now.0.saturating_add(i64::try_from(WATCH.as_micros()).unwrap_or(i64::MAX)))
 }
 
 /// What is stored: a lease, or why it cannot be read, and the version, which is not newer than what was read.

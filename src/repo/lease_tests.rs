@@ -88,6 +88,21 @@ async fn a_holder_elsewhere_is_watched_before_it_counts_as_dead_whatever_the_clo
 }
 
 #[tokio::test]
+async fn what_a_holder_elsewhere_left_behind_is_another_s_as_soon_as_it_is_over() {
+    let repository = repository(Arc::new(MemoryStore::new())).await;
+    let here = clock();
+    drop(repository.take_lease(&cluster(), SnapshotId::new_v4(), here.clone()).await.expect("is free"));
+    repository.move_lease(&cluster(), elsewhere).await;
+    let began = here.monotonic();
+    here.advance(LIFETIME - WATCH - Duration::from_secs(1));
+    repository.take_lease(&cluster(), SnapshotId::new_v4(), here.clone()).await.expect_err("it may be alive");
+    here.advance(Duration::from_secs(1));
+    take(&repository, &here).await.expect("nobody renews it");
+    let took = here.monotonic() - began;
+    assert!(took >= LIFETIME && took < LIFETIME + Duration::from_secs(2), "{took:?}");
+}
+
+#[tokio::test]
 async fn a_holder_elsewhere_that_renews_keeps_it_whatever_the_clocks_say() {
     let repository = repository(Arc::new(MemoryStore::new())).await;
     let theirs = clock();

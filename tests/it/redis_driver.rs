@@ -79,6 +79,31 @@ async fn the_driver_keeps_the_promises_of_the_port_with_both_versions_and_forms(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_dump_that_nobody_reads_yet_keeps_its_server_from_little() {
+    let sent = |server: &Server| server.info("total_net_output_bytes").parse::<u64>().expect("a number");
+    for binary in both() {
+        let server = Server::start(&binary, &["--rdbcompression", "no"]);
+        server.fill(8000, 1000);
+        let mut node = driver(server.options());
+        node.prepare(PAUSE, PATIENCE).await.expect("prepare");
+        node.freeze(PAUSE).await.expect("freeze");
+        let before = sent(&server);
+        node.capture().await.expect("capture");
+        server.wait_for("beginning of a dump", |server| sent(server) > before + 30_000);
+        // Until it waits for us: each look is an answer too.
+        let (mut last, mut now) = (0, sent(&server));
+        while now > last + 10_000 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            (last, now) = (now, sent(&server));
+        }
+        assert!(now - before < 1 << 20, "{} bytes of the dump were sent into the pause", now - before);
+        node.thaw().await.expect("thaw");
+        let tree = conformance::read(node.collect().await.expect("collect")).await;
+        assert!(tree.iter().any(|(_, bytes)| bytes.len() > 8_000_000), "the whole dump came");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_dump_taken_under_load_holds_what_was_there_at_the_cut() {
     for binary in both() {
         let server = Server::start(&binary, &[]);

@@ -6,10 +6,11 @@
 //! transfer slower than `client-output-buffer-limit replica` allows is cut by the node and reported as broken.
 //! `REPLCONF ACK` is only wanted of replicas that stay, and never sent.
 
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio::time::timeout;
 
 use crate::driver::DriverError;
@@ -26,6 +27,9 @@ impl<S: AsyncRead + AsyncWrite + Send + Sync + Unpin> Socket for S {}
 
 /// The longest line that is read as an answer.
 const LINE_BYTES_MAX: usize = 4096;
+
+/// Of a segment: what fits into a frame of Ethernet.
+const SEGMENT_BYTES: libc::c_int = 1460;
 
 /// A replication connection before its dump.
 pub(super) struct Replica {
@@ -70,8 +74,7 @@ impl Replica {
         let node = options.node.to_string();
         let unreachable =
             |reason: String| DriverError::Unreachable { node: node.clone(), reason: format!("{endpoint}: {reason}") };
-        let socket =
-            TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await.map_err(|error| unreachable(error.to_string()))?;
+        let socket = connect(&endpoint.host, endpoint.port).await.map_err(|error| unreachable(error.to_string()))?;
         socket.set_nodelay(true).map_err(|error| unreachable(error.to_string()))?;
         let socket: Box<dyn Socket> = if endpoint.tls {
             Box::new(tls::connect(socket, &endpoint.host, options.ca_file.as_deref()).await.map_err(unreachable)?)
@@ -186,6 +189,26 @@ impl Replica {
     fn gone(&self, error: &std::io::Error) -> DriverError {
         DriverError::Unreachable { node: self.node.clone(), reason: format!("replication connection: {error}") }
     }
+}
+
+/// Connects, with segments as they are between hosts.
+///
+/// A server's socket takes so many segments off its child before anybody reads one. Over loopback those have 64 KiB, and
+/// altogether 4 MB of the dump go into it instead of 0.8 MB: 40 ms of a core right after the fork, for every server of the
+/// host, while the others wait for their thaw.
+async fn connect(host: &str, port: u16) -> std::io::Result<TcpStream> {
+    let mut last = None;
+    for address in lookup_host((host, port)).await? {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        let (value, length) = (SEGMENT_BYTES, size_of::<libc::c_int>() as libc::socklen_t);
+        // SAFETY: the descriptor is open, and the value outlives the call. Where it is refused, segments are longer.
+        unsafe { libc::setsockopt(socket.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_MAXSEG, (&raw const value).cast(), length) };
+        match socket.connect(address).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| std::io::Error::new(std::io::ErrorKind::NotFound, format!("{host} has no address"))))
 }
 
 /// A command as it is sent.
