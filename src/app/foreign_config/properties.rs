@@ -13,7 +13,7 @@ pub fn parse(text: &str) -> Result<Vec<(String, String)>, String> {
             continue;
         }
         // An odd number of backslashes at its end: the next line goes on with it.
-        while line.len() - line.trim_end_matches('\\').len() & 1 == 1 {
+        while (line.len() - line.trim_end_matches('\\').len()) % 2 == 1 {
             line.pop();
             line.push_str(lines.next().map_or("", |(_, next)| next.trim_start()));
         }
