@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use self::orders::Answer;
+pub use self::session::SILENCE_MAX;
 use crate::model::ids::{BlockId, SnapshotId};
 use crate::model::manifest::{CaptureProof, KeyCounts, NodeDescription, NodeTotals};
 use crate::model::names::{ClusterName, NodeName};

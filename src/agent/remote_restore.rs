@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::task::JoinHandle;
+use uuid::Uuid;
 
 use super::remote::{ASK_AGAIN, CourierError, LATE, RETRY, UPLOAD_SILENCE};
 use super::restore::{KeptRestore, NodeRestored, Placed, RestoreNode, RestoreStep, StepFailure};
@@ -34,7 +35,9 @@ pub struct RemoteRestore {
     was_stopped: AtomicBool,
     /// It may have something to give back.
     is_begun: AtomicBool,
-    /// From the first step on, until the node was finished or went back.
+    /// What it places is to end: said again until it does.
+    is_given_up: AtomicBool,
+    /// From the first order on, until the node was finished or went back.
     heartbeat: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -54,12 +57,14 @@ impl RemoteRestore {
         confirm: Option<String>,
     ) -> Self {
         let (placed, heartbeat) = (Mutex::default(), Mutex::default());
-        let (was_stopped, is_begun) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { ticket, agent, courier, clock, confirm, placed, was_stopped, is_begun, heartbeat }
+        let (was_stopped, is_begun, is_given_up) = (AtomicBool::default(), AtomicBool::default(), AtomicBool::default());
+        Self { ticket, agent, courier, clock, confirm, placed, was_stopped, is_begun, is_given_up, heartbeat }
     }
 
     /// The outcome of an order, or why there is none. Who is not heard within `silence` counts as away.
     async fn order(&self, order: RestoreOrder, silence: Duration) -> Result<RestoreAnswer, String> {
+        let beating = || tokio::spawn(beat(self.courier.clone(), self.clock.clone(), self.ticket.clone()));
+        self.heartbeat.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(beating);
         let mut heard_at = self.clock.monotonic();
         let away = |reason: &dyn std::fmt::Display| format!("its agent: {reason}");
         loop {
@@ -69,6 +74,9 @@ impl RemoteRestore {
                 Ok(RestoreReply::Running(placed)) => {
                     *self.placed.lock().unwrap_or_else(PoisonError::into_inner) = placed;
                     heard_at = self.clock.monotonic();
+                    if matches!(order, RestoreOrder::Stage(_)) && self.is_given_up.load(Ordering::SeqCst) {
+                        self.give_up().await;
+                    }
                 }
                 Err(CourierError::Denied(reason) | CourierError::Unclear(reason)) => return Err(away(&reason)),
                 Err(CourierError::Unreachable(reason)) if self.clock.monotonic() >= heard_at + silence => {
@@ -103,11 +111,11 @@ impl RemoteRestore {
     }
 }
 
-/// Says again and again what was said first, which changes nothing.
-async fn beat(courier: Arc<dyn RestoreCourier>, clock: Arc<dyn Clock>, ticket: RestoreTicket, first: RestoreOrder) {
+/// Asks again and again for a look, which changes nothing, also at an agent that was restarted and knows of nothing.
+async fn beat(courier: Arc<dyn RestoreCourier>, clock: Arc<dyn Clock>, ticket: RestoreTicket) {
     loop {
         clock.sleep(ASK_AGAIN).await;
-        if let Err(error) = courier.restore(&ticket, &first, Duration::ZERO, LATE).await {
+        if let Err(error) = courier.restore(&ticket, &RestoreOrder::Inspect, Duration::ZERO, LATE).await {
             tracing::debug!(node = %ticket.node, %error, "the agent was not told that its coordinator is there");
         }
     }
@@ -150,8 +158,6 @@ impl RestoreNode for RemoteRestore {
         };
         let order = RestoreOrder::Stage(Box::new(wish));
         self.is_begun.store(true, Ordering::SeqCst);
-        let beating = beat(self.courier.clone(), self.clock.clone(), self.ticket.clone(), order.clone());
-        *self.heartbeat.lock().unwrap_or_else(PoisonError::into_inner) = Some(tokio::spawn(beating));
         match self.step(RestoreStep::Stage, order).await? {
             RestoreAnswer::Staged(staged) => {
                 let placed = Placed { bytes: staged.bytes, found_bytes: staged.found_bytes };
@@ -163,6 +169,7 @@ impl RestoreNode for RemoteRestore {
     }
 
     async fn give_up(&self) {
+        self.is_given_up.store(true, Ordering::SeqCst);
         if let Err(error) = self.courier.give_up(&self.ticket, LATE).await {
             tracing::debug!(node = %self.ticket.node, %error, "its agent was not told to end what it places");
         }
@@ -214,7 +221,7 @@ impl RestoreNode for RemoteRestore {
         undone.map_err(|failure| StepFailure { reason: format!("{}; see its agent's log", failure.reason), ..failure })
     }
 
-    async fn undo_of_another(&self, _restore: uuid::Uuid, was_stopped: bool) -> Result<(), StepFailure> {
+    async fn undo_of_another(&self, _restore: Uuid, was_stopped: bool) -> Result<(), StepFailure> {
         self.done(RestoreStep::Undo, RestoreOrder::Undo { was_stopped }).await
     }
 
@@ -232,8 +239,12 @@ impl RestoreNode for RemoteRestore {
         }
     }
 
-    async fn roll_back(&self, was_halted: bool) -> Result<Option<KeptRestore>, String> {
-        match self.order(RestoreOrder::RollBack { was_halted }, UPLOAD_SILENCE).await? {
+    async fn go_on(&self) -> Result<(), String> {
+        self.order(RestoreOrder::GoOn, UPLOAD_SILENCE).await.map(drop)
+    }
+
+    async fn roll_back(&self, restore: Uuid) -> Result<Option<KeptRestore>, String> {
+        match self.order(RestoreOrder::RollBack { restore }, UPLOAD_SILENCE).await? {
             RestoreAnswer::RolledBack(record) => Ok(record),
             _ => Err(self.odd(RestoreStep::Undo).reason),
         }

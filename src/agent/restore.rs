@@ -95,6 +95,15 @@ pub struct KeptRestore {
     pub directory: String,
     /// It ended before anything was replaced; the same restore goes on from it.
     pub is_begun: bool,
+    /// The restored data is in place, so that it can be rolled back.
+    #[serde(default)]
+    pub is_in_place: bool,
+    /// The node is a replica of another one.
+    #[serde(default)]
+    pub is_replica: bool,
+    /// When it was begun, microseconds since 1970.
+    #[serde(default)]
+    pub begun_at: i64,
 }
 
 /// One target node.
@@ -141,8 +150,11 @@ pub trait RestoreNode: Send + Sync + Debug {
     async fn kept(&self) -> Result<Vec<KeptRestore>, String>;
     /// Stops a replica that is about to be rolled back, before its master is; whether it ran.
     async fn halt(&self) -> Result<bool, String>;
-    /// Puts back what was there before the newest restore; `None`: nothing is. `was_halted` as `halt` said.
-    async fn roll_back(&self, was_halted: bool) -> Result<Option<KeptRestore>, String>;
+    /// Starts again what `halt` has stopped, where nothing is rolled back after all.
+    async fn go_on(&self) -> Result<(), String>;
+    /// Puts back what was there before `restore`, where that is the newest in place; `None`: nothing is, or it is another one.
+    /// What `halt` has stopped is started.
+    async fn roll_back(&self, restore: Uuid) -> Result<Option<KeptRestore>, String>;
     /// Deletes what restores have set aside; how many were let go.
     async fn settle(&self) -> Result<usize, String>;
 }

@@ -36,9 +36,9 @@ pub enum Verdict {
 /// Finds what this host's own configuration says of a node, and what the repository says of a restore.
 #[async_trait]
 pub trait RestoreFactory: Send + Sync + Debug {
-    /// Who acts for the ticket's node; what an earlier restore has left half done is recovered first. Refused: names that are
-    /// not configured here, another repository, an unknown snapshot.
-    async fn assign(&self, ticket: &RestoreTicket) -> Result<Arc<dyn RestoreNode>, String>;
+    /// Who acts for the ticket's node; what an earlier restore has left half done is recovered first. With `reads` the snapshot
+    /// is opened. Refused: names that are not configured here, another repository, an unknown snapshot.
+    async fn assign(&self, ticket: &RestoreTicket, reads: bool) -> Result<Arc<dyn RestoreNode>, String>;
     /// The host's own plan for the node, from what it sees now; or what is in the way.
     async fn plan(&self, ticket: &RestoreTicket, node: &dyn RestoreNode, wish: &Wish) -> Result<NodePlan, String>;
     /// Finds out how the restore ended, or decides that it is undone. An error: the repository does not answer.
@@ -126,7 +126,8 @@ impl RestoreDesk {
     async fn session(&self, ticket: &RestoreTicket, order: &RestoreOrder) -> Result<Arc<RestoreSession>, String> {
         let seat = self.seat(ticket);
         let mut seat = seat.lock().await;
-        if let Some(session) = seat.as_ref().filter(|session| session.ticket.restore == ticket.restore) {
+        let same = |session: &&Arc<RestoreSession>| session.ticket.restore == ticket.restore && !session.is_forgotten();
+        if let Some(session) = seat.as_ref().filter(same) {
             return if session.ticket == *ticket { Ok(session.clone()) } else { Err("a restore is of one snapshot".to_owned()) };
         }
         let begins = matches!(
@@ -134,8 +135,10 @@ impl RestoreDesk {
             RestoreOrder::Inspect
                 | RestoreOrder::Stage(_)
                 | RestoreOrder::Undo { .. }
+                | RestoreOrder::StepAside
                 | RestoreOrder::Kept
                 | RestoreOrder::Halt
+                | RestoreOrder::GoOn
                 | RestoreOrder::RollBack { .. }
                 | RestoreOrder::Settle
         );
@@ -147,15 +150,17 @@ impl RestoreDesk {
         }
         if let Some(other) = seat.as_ref() {
             if other.is_at_work() {
-                return Err(format!(
-                    "restore {} is at work on it; had its coordinator died, that would be over within a minute",
-                    other.ticket.restore
-                ));
+                let next = match other.over() {
+                    Some(over) => format!("{over}; it waits for the repository to say how it ended: `tintype doctor` there"),
+                    None => "had its coordinator died, that would be over within a minute".to_owned(),
+                };
+                return Err(format!("restore {} is at work on it; {next}", other.ticket.restore));
             }
             other.stop("another restore has begun").await;
             other.gone().await;
         }
-        let session = RestoreSession::begin(ticket.clone(), self.factory.clone(), self.clock.clone());
+        let reads = matches!(order, RestoreOrder::Inspect | RestoreOrder::Stage(_));
+        let session = RestoreSession::begin(ticket.clone(), reads, self.factory.clone(), self.clock.clone());
         *seat = Some(session.clone());
         Ok(session)
     }

@@ -88,7 +88,10 @@ impl RestoreNode for Teller {
     async fn halt(&self) -> Result<bool, String> {
         self.step("halt").await.map(|()| true).map_err(|failure| failure.reason)
     }
-    async fn roll_back(&self, _: bool) -> Result<Option<KeptRestore>, String> {
+    async fn go_on(&self) -> Result<(), String> {
+        self.step("go on").await.map_err(|failure| failure.reason)
+    }
+    async fn roll_back(&self, _: Uuid) -> Result<Option<KeptRestore>, String> {
         self.step("roll back").await.map(|()| None).map_err(|failure| failure.reason)
     }
     async fn settle(&self) -> Result<usize, String> {
@@ -107,7 +110,7 @@ struct Host {
 
 #[async_trait]
 impl RestoreFactory for Host {
-    async fn assign(&self, _: &RestoreTicket) -> Result<Arc<dyn RestoreNode>, String> {
+    async fn assign(&self, _: &RestoreTicket, _: bool) -> Result<Arc<dyn RestoreNode>, String> {
         Ok(self.node.clone())
     }
     async fn plan(&self, ticket: &RestoreTicket, _: &dyn RestoreNode, _: &Wish) -> Result<NodePlan, String> {
@@ -303,7 +306,7 @@ async fn one_restore_works_on_a_node_and_who_only_looked_keeps_nobody_away() {
     assert!(stage.refused(3, RestoreOrder::Settle).await.contains("is at work on it"));
     assert_eq!(stage.ask(2, RestoreOrder::Undo { was_stopped: false }).await, RestoreAnswer::Done);
     assert_eq!(stage.ask(3, RestoreOrder::Halt).await, RestoreAnswer::Halted(true));
-    assert_eq!(stage.ask(3, RestoreOrder::RollBack { was_halted: true }).await, RestoreAnswer::RolledBack(None));
+    assert_eq!(stage.ask(3, RestoreOrder::RollBack { restore: Uuid::from_u128(2) }).await, RestoreAnswer::RolledBack(None));
     assert_eq!(stage.ask(4, RestoreOrder::Settle).await, RestoreAnswer::Settled(2));
     assert_eq!(stage.log(), "stage, undo, halt, roll back, settle");
 }
@@ -398,4 +401,43 @@ async fn an_agent_that_cannot_be_asked_is_a_refusal_of_the_plan_and_nothing_to_u
     assert_eq!(node.undo(&plan).await, Ok(()), "nothing was begun");
     assert!(node.stage(&plan).await.expect_err("it is away").reason.contains("a token is wanted"));
     assert!(node.kept().await.expect_err("it is away").contains("a token is wanted"));
+}
+
+#[tokio::test]
+async fn what_was_stopped_for_a_rollback_that_does_not_come_is_started_again() {
+    let stage = Stage::new(Teller::default(), vec![Ok(Verdict::Unknown)]);
+    assert_eq!(stage.ask(1, RestoreOrder::Halt).await, RestoreAnswer::Halted(true));
+    assert!(stage.refused(2, RestoreOrder::Settle).await.contains("is at work on it"), "it is held until it runs again");
+    stage.until(2).await;
+    assert_eq!(stage.log(), "halt, go on");
+    assert_eq!(stage.ask(2, RestoreOrder::Settle).await, RestoreAnswer::Settled(2));
+}
+
+#[tokio::test]
+async fn who_only_looked_and_was_silent_for_long_may_go_on() {
+    let stage = Stage::new(Teller::default(), vec![Ok(Verdict::Unknown)]);
+    stage.ask(1, RestoreOrder::Inspect).await;
+    while !stage.desk.standing(&ticket(1).cluster, &ticket(1).node).await.expect("it was here").is_gone {
+        tokio::task::yield_now().await;
+        stage.clock.advance(Duration::from_secs(1));
+    }
+    stage.up_to(1, "stage").await;
+    assert_eq!(stage.log(), "stage");
+}
+
+#[tokio::test]
+async fn a_replica_of_an_agent_that_was_restarted_is_stopped_before_its_master_goes_back() {
+    let stage = Stage::new(Teller::default(), vec![Ok(Verdict::Unknown)]);
+    assert_eq!(stage.ask(1, RestoreOrder::StepAside).await, RestoreAnswer::Done);
+    assert_eq!(stage.ask(1, RestoreOrder::Undo { was_stopped: true }).await, RestoreAnswer::Done);
+    assert_eq!(stage.log(), format!("halt, undo {} of another, stopped true", Uuid::from_u128(1)));
+}
+
+#[tokio::test]
+async fn placing_ends_when_it_is_to_be_undone() {
+    let node = Teller { stands_at: Some("stage"), fails_at: Some("stage"), ..Teller::default() };
+    let stage = Stage::new(node, vec![Ok(Verdict::Unknown)]);
+    stage.desk.ask(&ticket(1), stage.wish(), Duration::ZERO).await;
+    assert_eq!(stage.ask(1, RestoreOrder::Undo { was_stopped: false }).await, RestoreAnswer::Done);
+    assert_eq!(stage.log(), "stage, undo");
 }

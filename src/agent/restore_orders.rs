@@ -99,9 +99,11 @@ pub enum RestoreOrder {
     Halt,
     /// Put back what was there before.
     RollBack {
-        /// It ran until it was halted.
-        was_halted: bool,
+        /// The restore that is taken back, and no other.
+        restore: Uuid,
     },
+    /// Start again what was halted.
+    GoOn,
     /// Delete what is set aside.
     Settle,
 }
@@ -123,6 +125,7 @@ impl RestoreOrder {
             Self::Kept => "kept",
             Self::Halt => "halt",
             Self::RollBack { .. } => "roll_back",
+            Self::GoOn => "go_on",
             Self::Settle => "settle",
         }
     }
@@ -149,7 +152,7 @@ impl RestoreOrder {
             Self::Start => RestoreStep::Start,
             Self::Check => RestoreStep::Check,
             Self::Confirm | Self::Finish => RestoreStep::Confirm,
-            Self::Undo { .. } | Self::RollBack { .. } | Self::Settle => RestoreStep::Undo,
+            Self::Undo { .. } | Self::RollBack { .. } | Self::GoOn | Self::Settle => RestoreStep::Undo,
             Self::Inspect | Self::Stage(_) | Self::Kept => RestoreStep::Stage,
         }
     }

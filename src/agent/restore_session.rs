@@ -47,6 +47,8 @@ struct State {
     heard_at: Duration,
     /// Why it takes no more orders.
     over: Option<String>,
+    /// What is placed is to end, now or as soon as somebody acts for the node.
+    is_given_up: bool,
     /// Its host stops serving: nothing is waited for any more.
     is_stopping: bool,
     /// It is as it was found, also where that was done by itself.
@@ -103,12 +105,13 @@ impl State {
 }
 
 impl RestoreSession {
-    /// Begins; who acts for the node is asked of the factory.
-    pub fn begin(ticket: RestoreTicket, factory: Arc<dyn RestoreFactory>, clock: Arc<dyn Clock>) -> Arc<Self> {
+    /// Begins; who acts for the node is asked of the factory. `reads`: it may come to be placed, which needs the snapshot; the ways
+    /// back do not.
+    pub fn begin(ticket: RestoreTicket, reads: bool, factory: Arc<dyn RestoreFactory>, clock: Arc<dyn Clock>) -> Arc<Self> {
         let (orders, received) = mpsc::unbounded_channel();
         let state = State { orders: Some(orders), heard_at: clock.monotonic(), ..State::default() };
         let session = Arc::new(Self { ticket, factory, clock, state: Mutex::new(state), changed: watch::Sender::default() });
-        tokio::spawn(session.clone().work(received));
+        tokio::spawn(session.clone().work(received, reads));
         session
     }
 
@@ -124,6 +127,10 @@ impl RestoreSession {
             state.heard_at = now;
             state.take(&order).err()
         };
+        if is_undo {
+            // It waits behind what is being placed otherwise.
+            self.give_up().await;
+        }
         if let Some(reason) = refused.as_ref().filter(|_| !is_undo) {
             return RestoreReply::Ended(RestoreAnswer::Failed(self.failure(step, reason)));
         }
@@ -156,7 +163,11 @@ impl RestoreSession {
 
     /// Ends a `stage` soon.
     pub async fn give_up(&self) {
-        let node = self.lock().node.clone();
+        let node = {
+            let mut state = self.lock();
+            state.is_given_up = true;
+            state.node.clone()
+        };
         if let Some(node) = node {
             node.give_up().await;
         }
@@ -178,11 +189,25 @@ impl RestoreSession {
         let state = self.lock();
         let is_step = |order: &RestoreOrder| !matches!(order, RestoreOrder::Inspect | RestoreOrder::Kept);
         let is_done = state.answer("finish").is_some() || state.answer("undo").is_some();
+        let is_halted = state.was_asked("halt") && state.answer("roll_back").is_none() && state.answer("go_on").is_none();
         // What stands alone (a rollback, a settling) holds something until it is answered.
         let holds = |(order, answer): &(RestoreOrder, Option<RestoreAnswer>)| {
             is_step(order) && (answer.is_none() || (order.turn().is_some() && !is_done))
         };
-        !state.is_gone && state.asked.iter().any(holds)
+        !state.is_gone && (is_halted || state.asked.iter().any(holds))
+    }
+
+    /// It has ended without having held anything: the same restore may begin anew.
+    pub fn is_forgotten(&self) -> bool {
+        let state = self.lock();
+        let is_look =
+            |(order, _): &(RestoreOrder, Option<RestoreAnswer>)| matches!(order, RestoreOrder::Inspect | RestoreOrder::Kept);
+        state.is_gone && state.asked.iter().all(is_look)
+    }
+
+    /// Why it takes no more orders.
+    pub fn over(&self) -> Option<String> {
+        self.lock().over.clone()
     }
 
     /// What it was asked last, and how far that is.
@@ -207,24 +232,10 @@ impl RestoreSession {
         }
     }
 
-    async fn work(self: Arc<Self>, mut orders: mpsc::UnboundedReceiver<RestoreOrder>) {
-        let assigned = self.factory.assign(&self.ticket).await;
-        let mut plan = None;
-        match assigned {
-            Ok(node) => {
-                self.lock().node = Some(node.clone());
-                while let Some(order) = self.next(&mut orders, node.as_ref()).await {
-                    let obeying = AssertUnwindSafe(self.obey(node.as_ref(), &mut plan, &order)).catch_unwind();
-                    let answer = self.heard(obeying, node.as_ref()).await;
-                    let answer = answer.unwrap_or_else(|_| Err("our own code panicked; see the agent's log".to_owned()));
-                    self.record(
-                        &order,
-                        answer.unwrap_or_else(|reason| RestoreAnswer::Failed(self.failure(order.step(), &reason))),
-                    );
-                }
-                self.end(node.as_ref(), plan.as_ref()).await;
-            }
-            Err(reason) => self.lock().close(reason),
+    async fn work(self: Arc<Self>, orders: mpsc::UnboundedReceiver<RestoreOrder>, reads: bool) {
+        // Whatever becomes of it: nobody may wait for its end for ever.
+        if AssertUnwindSafe(self.act(orders, reads)).catch_unwind().await.is_err() {
+            self.lock().close("our own code panicked; see the agent's log".to_owned());
         }
         {
             let mut guard = self.lock();
@@ -239,6 +250,29 @@ impl RestoreSession {
             }
         }
         self.changed.send_replace(());
+    }
+
+    async fn act(&self, mut orders: mpsc::UnboundedReceiver<RestoreOrder>, reads: bool) {
+        let node = match self.factory.assign(&self.ticket, reads).await {
+            Ok(node) => node,
+            Err(reason) => return self.lock().close(reason),
+        };
+        let is_given_up = {
+            let mut state = self.lock();
+            state.node = Some(node.clone());
+            state.is_given_up
+        };
+        if is_given_up {
+            node.give_up().await;
+        }
+        let mut plan = None;
+        while let Some(order) = self.next(&mut orders, node.as_ref()).await {
+            let obeying = AssertUnwindSafe(self.obey(node.as_ref(), &mut plan, &order)).catch_unwind();
+            let answer = self.heard(obeying, node.as_ref()).await;
+            let answer = answer.unwrap_or_else(|_| Err("our own code panicked; see the agent's log".to_owned()));
+            self.record(&order, answer.unwrap_or_else(|reason| RestoreAnswer::Failed(self.failure(order.step(), &reason))));
+        }
+        self.end(node.as_ref(), plan.as_ref()).await;
     }
 
     /// The next order; `None` once it is over, which a long silence makes it.
@@ -305,6 +339,8 @@ impl RestoreSession {
             }
             RestoreOrder::Confirm => node.confirm(planned()?).await.map(done).map_err(reason),
             RestoreOrder::Finish => node.finish(planned()?).await.map(done).map_err(reason),
+            // Where the agent was restarted meanwhile, it is stopped by what that has left in place.
+            RestoreOrder::StepAside if plan.is_none() => node.halt().await.map(|_did_run| RestoreAnswer::Done),
             RestoreOrder::StepAside => node.step_aside(planned()?).await.map(done).map_err(reason),
             RestoreOrder::Undo { was_stopped } => {
                 let undone = match plan.as_ref() {
@@ -318,7 +354,8 @@ impl RestoreSession {
             }
             RestoreOrder::Kept => node.kept().await.map(RestoreAnswer::Kept),
             RestoreOrder::Halt => node.halt().await.map(RestoreAnswer::Halted),
-            RestoreOrder::RollBack { was_halted } => node.roll_back(*was_halted).await.map(RestoreAnswer::RolledBack),
+            RestoreOrder::RollBack { restore } => node.roll_back(*restore).await.map(RestoreAnswer::RolledBack),
+            RestoreOrder::GoOn => node.go_on().await.map(done),
             RestoreOrder::Settle => node.settle().await.map(RestoreAnswer::Settled),
         }
     }
@@ -344,6 +381,13 @@ impl RestoreSession {
             let is_good = |verb| state.answer(verb).is_some_and(|answer| *answer == RestoreAnswer::Done);
             (is_good("finish") || is_good("undo"), state.was_asked("swap"))
         };
+        let was_halted = {
+            let state = self.lock();
+            state.was_asked("halt") && !state.was_asked("roll_back") && !state.was_asked("go_on")
+        };
+        if was_halted && let Err(error) = node.go_on().await {
+            tracing::error!(node = node.name(), %error, "it was stopped for a rollback that did not come, and cannot be started");
+        }
         let Some(plan) = plan.filter(|_| !is_ended) else { return };
         let verdict = if was_swapped { self.verdict().await } else { Verdict::Undone };
         let ended = match verdict {

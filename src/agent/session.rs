@@ -15,7 +15,7 @@ use super::{NodeError, NodeErrorKind, Reply, Ticket};
 use crate::base::Clock;
 
 /// A coordinator is heard several times within this, whatever it waits for.
-pub(super) const SILENCE_MAX: Duration = Duration::from_secs(60);
+pub const SILENCE_MAX: Duration = Duration::from_secs(60);
 
 /// A freeze that comes after such a silence was given up by who gave it: two heartbeats and a half.
 const STALE: Duration = Duration::from_secs(25);

@@ -81,6 +81,24 @@ impl LocalRestoreNode {
         Self { node, replica_of, snapshot, clock }
     }
 
+    /// What a process that died has left in place counts as restored: it was decided so for all nodes.
+    pub async fn finish_of_another(&self, restore: Uuid) -> Result<(), String> {
+        self.node.finish_of_another(restore).await.map_err(|error| plain(self.node.node(), &error))
+    }
+
+    fn kept_of(&self, record: RestoreRecord) -> KeptRestore {
+        KeptRestore {
+            id: record.restore_id(),
+            is_begun: record.is_begun(),
+            is_in_place: record.is_in_place(),
+            is_replica: self.replica_of.is_some(),
+            begun_at: record.begun_at,
+            directory: record.directory.display().to_string(),
+            node: record.node,
+            source: record.source,
+        }
+    }
+
     fn failed(&self, step: RestoreStep) -> impl FnOnce(RestoreError) -> StepFailure {
         let node = self.node.node().to_owned();
         move |error| {
@@ -94,16 +112,6 @@ impl LocalRestoreNode {
 fn plain(node: &str, error: &RestoreError) -> String {
     let text = error.to_string();
     text.strip_prefix(&format!("{node}: ")).map(str::to_owned).unwrap_or(text)
-}
-
-fn kept(record: RestoreRecord) -> KeptRestore {
-    KeptRestore {
-        id: record.id,
-        is_begun: record.is_begun(),
-        directory: record.directory.display().to_string(),
-        node: record.node,
-        source: record.source,
-    }
 }
 
 #[async_trait]
@@ -190,16 +198,20 @@ impl RestoreNode for LocalRestoreNode {
 
     async fn kept(&self) -> Result<Vec<KeptRestore>, String> {
         let records = self.node.records().map_err(|error| plain(self.node.node(), &error))?;
-        Ok(records.into_iter().map(kept).collect())
+        Ok(records.into_iter().map(|record| self.kept_of(record)).collect())
     }
 
     async fn halt(&self) -> Result<bool, String> {
         self.node.halt().await.map_err(|error| plain(self.node.node(), &error))
     }
 
-    async fn roll_back(&self, was_halted: bool) -> Result<Option<KeptRestore>, String> {
-        let record = self.node.roll_back(was_halted).await.map_err(|error| plain(self.node.node(), &error))?;
-        Ok(record.map(kept))
+    async fn go_on(&self) -> Result<(), String> {
+        self.node.go_on().await.map_err(|error| plain(self.node.node(), &error))
+    }
+
+    async fn roll_back(&self, restore: Uuid) -> Result<Option<KeptRestore>, String> {
+        let record = self.node.roll_back(restore).await.map_err(|error| plain(self.node.node(), &error))?;
+        Ok(record.map(|record| self.kept_of(record)))
     }
 
     async fn settle(&self) -> Result<usize, String> {

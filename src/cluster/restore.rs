@@ -33,6 +33,8 @@ pub enum RestoreOutcome {
     Undone,
     /// Something failed, and some nodes could not be brought back; see their failures.
     Stuck,
+    /// Every node was confirmed, and that could not be written down for all: each finds out by itself.
+    Undecided,
 }
 
 /// What a restore did.
@@ -93,11 +95,11 @@ pub async fn restore(
         Ok(()) => report.outcome = RestoreOutcome::Restored,
         Err(Trouble::Doubt(failure)) => {
             report.failures.push(failure);
-            report.outcome = RestoreOutcome::Stuck;
+            report.outcome = RestoreOutcome::Undecided;
         }
         Err(Trouble::Failed(failures)) => {
             on_step(RestoreStep::Undo);
-            let mut stuck = Vec::new();
+            let (mut stuck, mut aside) = (Vec::new(), Vec::new());
             if was_swapped {
                 if let Some(decision) = decision {
                     // Agents that are cut off need not find it out by themselves; they do where this is not written.
@@ -105,10 +107,10 @@ pub async fn restore(
                     let _stands_already = decision.undone(&reason).await;
                 }
                 // None of them takes over while its master goes back.
-                let aside = join_all(replicas.iter().map(|(plan, node)| node.step_aside(plan))).await;
-                stuck.extend(aside.into_iter().filter_map(Result::err));
+                aside = join_all(replicas.iter().map(|(plan, node)| node.step_aside(plan))).await;
             }
             report.failures = failures;
+            report.failures.extend(aside.into_iter().filter_map(Result::err));
             for nodes in [&masters, &replicas] {
                 stuck
                     .extend(join_all(nodes.iter().map(|(plan, node)| node.undo(plan))).await.into_iter().filter_map(Result::err));
@@ -350,7 +352,10 @@ mod tests {
         async fn halt(&self) -> Result<bool, String> {
             Ok(false)
         }
-        async fn roll_back(&self, _was_halted: bool) -> Result<Option<KeptRestore>, String> {
+        async fn go_on(&self) -> Result<(), String> {
+            Ok(())
+        }
+        async fn roll_back(&self, _restore: Uuid) -> Result<Option<KeptRestore>, String> {
             Ok(None)
         }
         async fn settle(&self) -> Result<usize, String> {

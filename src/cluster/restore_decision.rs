@@ -19,8 +19,10 @@ use crate::model::restore_plan::RestorePlan;
 use crate::model::time::{SnapshotDate, Timestamp};
 use crate::repo::{RepoError, Repository, RunRecord, RunStatus};
 
-/// The object store is asked for so long; what is not known then is left to the agents, which ask for as long as it takes.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// The object store is asked for so long that all were restored: they stand restored meanwhile, and nobody goes back.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// That they are not, it is told for so long: who is not told finds it out by itself.
+const UNDONE_PATIENCE: Duration = Duration::from_secs(30);
 /// Between two tries.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -88,7 +90,8 @@ impl RestoreDecision {
             ended_at: Timestamp(self.clock.wall_us()),
             nodes: BTreeMap::new(),
         };
-        let until = self.clock.monotonic() + PATIENCE;
+        let patience = if status == RunStatus::Completed { PATIENCE } else { UNDONE_PATIENCE };
+        let until = self.clock.monotonic() + patience;
         loop {
             match self.once(&record).await {
                 Ok(decided) => return decided,

@@ -65,6 +65,9 @@ pub struct NodePlan {
     pub agent: Option<String>,
     /// The directory that is replaced.
     pub directory: PathBuf,
+    /// Nodes of other hosts belong to the restore: whether it is restored is decided for all of them.
+    #[serde(default)]
+    pub is_over_hosts: bool,
     /// What becomes of it.
     #[serde(default)]
     pub content: Content,
@@ -281,6 +284,8 @@ impl RestorePlan {
         tell_other_racks(nodes.iter().map(|node| node.target.as_str()), &targets, &mut warnings);
         nodes.sort_by(|a: &NodePlan, b| (a.content, &a.target).cmp(&(b.content, &b.target)));
         check_shared_space(&nodes, &targets, &mut refusals);
+        let is_over_hosts = nodes.iter().any(|node| node.agent.is_some());
+        nodes.iter_mut().for_each(|node| node.is_over_hosts = is_over_hosts);
         let bytes: u64 = nodes.iter().map(|node| node.bytes.saturating_sub(node.begun_bytes)).sum();
         let seconds = |bytes: u64, speed: Option<u64>| speed.map(|speed| bytes.div_ceil(speed.max(1)));
         let is_known = request.method == Method::Copy && nodes.iter().any(|node| node.start);
@@ -310,11 +315,16 @@ impl RestorePlan {
         request: &RestoreRequest,
     ) -> Result<NodePlan, Vec<Refusal>> {
         let mut refusals = Refusals(Vec::new());
+        if target.replica_of.is_some() != (content == Content::Emptied) {
+            let reason = "its own host's configuration says otherwise of whose replica it is";
+            refusals.add(RefusalCode::Replica, &target.node, reason, "let replica_of be the same in both configurations");
+        }
         let planned = match content {
             Content::Restored => plan_node(id, snapshot, source, target, request, &mut refusals, &mut Vec::new()),
             Content::Emptied => plan_replica(id, source, target, request, &mut refusals),
         };
         check_shared_space(planned.as_slice(), std::slice::from_ref(target), &mut refusals);
+        let planned = planned.map(|plan| NodePlan { is_over_hosts: true, ..plan });
         planned.filter(|_| refusals.0.is_empty()).ok_or(refusals.0)
     }
 
@@ -378,6 +388,7 @@ fn plan_node(
         source: source.node.clone(),
         target: name.clone(),
         agent: target.agent.clone(),
+        is_over_hosts: false,
         directory: directory.resolved.clone(),
         content: Content::Restored,
         method: request.method,
@@ -424,6 +435,7 @@ fn plan_replica(
         source: source.node.clone(),
         target: target.node.clone(),
         agent: target.agent.clone(),
+        is_over_hosts: false,
         directory: directory.resolved.clone(),
         content: Content::Emptied,
         method: Method::Copy,
@@ -459,6 +471,7 @@ impl NodePlan {
             source: NodeName::new("node-1").expect("legal"),
             target: target.to_owned(),
             agent: None,
+            is_over_hosts: false,
             directory,
             content: Content::Restored,
             method: Method::Copy,

@@ -81,6 +81,16 @@ pub struct RestoreRecord {
     pub clone: Option<PathBuf>,
     /// How the directories change places.
     pub swap: SwapKind,
+    /// The restore that it is a part of. One that goes on from what an interrupted one has left keeps that one's `id`, which
+    /// names the directories.
+    #[serde(default)]
+    pub restore: Option<Uuid>,
+    /// Nodes of other hosts belong to that: whether it is restored is decided for all of them.
+    #[serde(default)]
+    pub is_over_hosts: bool,
+    /// Its store ran, and its stop was tried.
+    #[serde(default)]
+    pub was_stopped: bool,
     /// How far it is.
     pub step: Step,
     /// Where the restored files are while they are not in place.
@@ -128,6 +138,9 @@ impl RestoreRecord {
             clone: None,
             directory: plan.directory.clone(),
             swap: plan.swap,
+            restore: Some(plan.id),
+            is_over_hosts: plan.is_over_hosts,
+            was_stopped: false,
             step: Step::Staging,
             fresh,
             before,
@@ -142,6 +155,16 @@ impl RestoreRecord {
     /// It was interrupted while its files were being placed, or before they were put in place.
     pub fn is_begun(&self) -> bool {
         matches!(self.step, Step::Staging | Step::Staged)
+    }
+
+    /// It belongs to the restore `id`.
+    pub fn is_of(&self, id: Uuid) -> bool {
+        self.restore_id() == id
+    }
+
+    /// The restore that it is a part of.
+    pub fn restore_id(&self) -> Uuid {
+        self.restore.unwrap_or(self.id)
     }
 
     /// The same restore as `other`, so that one goes on from what the other has left.

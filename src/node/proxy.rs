@@ -55,6 +55,11 @@ impl Proxy {
         self.wait(|state| matches!(state, Ok(Some(_))), what, self.limits.answer).await
     }
 
+    /// It answers at its admin port.
+    pub async fn answers(&self) -> bool {
+        self.admin.state().await.is_ok_and(|state| state.is_some())
+    }
+
     async fn wait(
         &self,
         is_so: impl Fn(&Result<Option<String>, DriverError>) -> bool,

@@ -51,8 +51,6 @@ pub struct LocalRestore {
 pub(super) struct Working {
     pub(super) record: RestoreRecord,
     pub(super) _lock: TargetLock,
-    /// It ran when we came, and was stopped by us.
-    pub(super) was_stopped: bool,
     /// What became of the Dynomite in front of it.
     pub(super) proxy: ProxyStep,
 }
@@ -229,10 +227,13 @@ impl LocalRestore {
                 if now.role != before.role || now.slots != before.slots {
                     return Err(RestoreError::refused(&self.node, "its role or its slots changed since the plan was made"));
                 }
-                if let Some(working) = self.working.lock().await.as_mut() {
-                    // Said before it is tried: a stop that timed out may still happen.
-                    working.was_stopped = true;
-                }
+                // Said before it is tried: a stop that timed out may still happen, and who tried it may die.
+                let state = self.state.clone();
+                let noted = self.with_record(move |record| {
+                    record.was_stopped = true;
+                    state.write(record)
+                });
+                noted.await?;
                 server.stop(&now, plan.save_first).await
             }
         }
@@ -332,7 +333,11 @@ impl LocalRestore {
     /// Ends the restore: there is no [`Self::undo`] after it.
     pub async fn finish(&self) -> Result<(), RestoreError> {
         let (state, steps) = (self.state.clone(), self.steps.clone());
-        self.with_record(move |record| note(&state, record, Step::Checked, &steps)).await?;
+        let noted = self.with_record(move |record| {
+            record.was_stopped = false;
+            note(&state, record, Step::Checked, &steps)
+        });
+        noted.await?;
         *self.working.lock().await = None;
         Ok(())
     }

@@ -33,11 +33,23 @@ impl LocalRestore {
         let lock = self.state.lock_soon(&plan.directory).await?;
         let shown = format!("{}/{}/{}", tree.snapshot.cluster, tree.snapshot.date, tree.manifest.node);
         let mut record = RestoreRecord::new(plan, &self.cluster, shown, tree.snapshot.uuid, now_us)?;
+        if self.records()?.iter().any(|left| left.is_of(plan.id) && !left.is_begun()) {
+            let reason = format!("restore {} is past placing: the process that carries it out was restarted", plan.id);
+            return Err(RestoreError::refused(&self.node, reason));
+        }
         for mut left in self.state.records()?.into_iter().filter(|left| left.directory == plan.directory) {
             match left.step {
                 Step::Swapped | Step::Checked | Step::RolledBack => {}
                 Step::Staging | Step::Staged if left.is_same(&record) && left.method != Method::Clone => {
-                    record = RestoreRecord { old: record.old, new: None, begun_at: now_us, ..left };
+                    record = RestoreRecord {
+                        old: record.old,
+                        new: None,
+                        begun_at: now_us,
+                        restore: record.restore,
+                        is_over_hosts: record.is_over_hosts,
+                        was_stopped: false,
+                        ..left
+                    };
                 }
                 Step::Staging | Step::Staged => self.let_go(&mut left).await?,
                 _ => {
@@ -50,7 +62,7 @@ impl LocalRestore {
         }
         note(&self.state, &mut record, Step::Staging, &self.steps)?;
         let mut working = self.working.lock().await;
-        let record = &mut working.insert(Working { record, _lock: lock, was_stopped: false, proxy: ProxyStep::default() }).record;
+        let record = &mut working.insert(Working { record, _lock: lock, proxy: ProxyStep::default() }).record;
         let placed = self.serve_and_place(plan, source, tree, record).await;
         match &placed {
             Ok(_) | Err(RestoreError::Interrupted { .. }) => {}

@@ -113,10 +113,12 @@ pub fn settle(state: &StateDirectory, record: &mut RestoreRecord, steps: &Steps)
     }
     note(state, record, Step::Settling, steps)?;
     let in_place = inode(&record.directory)?;
-    for aside in [&record.fresh, &record.before] {
+    for (aside, is_fresh) in [(&record.fresh, true), (&record.before, false)] {
         let found = inode(aside)?;
-        // Only what this restore made or moved, and never what is in place under another name.
-        let is_ours = record.swap == SwapKind::Entries || found == record.new || found == record.old || record.new.is_none();
+        // Only what this restore made or moved, and never what is in place under another name. What is being made is not known
+        // yet; what was moved always is.
+        let is_made = is_fresh && record.new.is_none();
+        let is_ours = record.swap == SwapKind::Entries || found == record.new || found == record.old || is_made;
         if found.is_some() && found != in_place && is_ours {
             steps.reach("delete")?;
             std::fs::remove_dir_all(aside).map_err(RestoreError::file("delete", aside))?;

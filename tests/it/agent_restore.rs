@@ -223,15 +223,12 @@ fn an_agent_that_dies_in_a_restore_leaves_all_nodes_as_they_were_or_all_restored
 fn a_coordinator_that_dies_in_a_restore_leaves_all_nodes_of_agents_as_they_were_or_all_restored() {
     let mut random = Random::begin("coordinators of restores killed");
     let (stores, work) = (stores(), Workplace::new());
-    // Its own nodes are beside it, and die with it: only those of agents here.
     let hosts = Hosts::new(&work, &stores, "stored");
     let rounds = effort(1, 8);
     let agents_hold = |value: &str| hosts.values()[..2].iter().all(|found| found.as_deref() == Some(value));
     for round in 0..rounds {
         hosts.fill("newer");
-        let mut command = work.command(&RESTORE);
-        command.args(["--node", "node-1", "--node", "node-2"]);
-        let mut running = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("tintype starts");
+        let mut running = work.command(&RESTORE).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("tintype starts");
         let mut notes = BufReader::new(running.stderr.take().expect("a pipe")).lines();
         let word = ["swap", "check", "stage", "confirm"][round % 4];
         assert!(notes.any(|line| line.is_ok_and(|line| line == word)), "round {round}: it never came to {word}");
@@ -244,7 +241,9 @@ fn a_coordinator_that_dies_in_a_restore_leaves_all_nodes_of_agents_as_they_were_
         // They wait for whoever gave the orders, and then find out what is true for all.
         let settled = || is_whole() && hosts.agents.iter().all(|agent| is_over(&hosts, agent));
         wait_for(&format!("{place}: all agents have ended it"), SILENCE + PATIENCE, settled);
-        assert!(is_whole(), "{place}: {:?}", hosts.values());
+        // The node beside the command died with it: the next one brings it to the same end.
+        let next = said(&work.run(&["restore", "prod/latest", "--dry-run", "--confirm", "prod"]));
+        assert!(hosts.all_hold("newer") || hosts.all_hold("stored"), "{place}: {:?}\n{next}", hosts.values());
         tell(&format!("{place}: {:?} after {:.0?}", hosts.values()[0], began.elapsed()));
         let _what_is_kept = work.run(&["settle", "prod", "--yes"]);
     }

@@ -86,11 +86,14 @@ impl HostAgent {
             end.send_replace(true);
         };
         let restores = HostRestores::new(self.nodes.common.clone(), self.nodes.repository.clone());
-        let restores = Arc::new(RestoreDesk::new(Arc::new(restores), clock.clone()));
+        let restores = Arc::new(restores);
+        let left = tokio::spawn(restores.clone().see_to_what_was_left());
+        let restores = Arc::new(RestoreDesk::new(restores, clock.clone()));
         let desk = Arc::new(Desk::new(self.nodes, clock));
         let renewing = tokio::spawn(renew(self.tls.clone().zip(self.door.tls)));
         let served = server::serve(self.listener, self.tls, self.door.token, (desk, restores), fleet, stop).await;
         renewing.abort();
+        left.abort();
         if let Some(manager) = manager {
             let _panicked = manager.await;
         }

@@ -17,7 +17,7 @@ use crate::agent::restore::{KeptRestore, Placed, RestoreNode};
 use crate::agent::restore_orders::{RestoreCourier, RestoreTicket, Subject};
 use crate::base::{Clock, SystemClock};
 use crate::cluster::restore::{OnStep, RestoreReport, restore as restore_all};
-use crate::cluster::restore_decision::RestoreDecision;
+use crate::cluster::restore_decision::{Decided, RestoreDecision};
 use crate::driver::NodeSite;
 use crate::driver::control::StoreControl;
 use crate::driver::redis::{RedisControl, RedisOptions};
@@ -25,8 +25,8 @@ use crate::model::manifest::FileKind;
 use crate::model::names::{ClusterName, NodeName, TreePath};
 use crate::model::restore_plan::{RestorePlan, RestoreRequest};
 use crate::node::{
-    LocalRestore, MountHost, PlaceProgress, PlaceReceipt, Recovered, RunLimit, ServerLimits, StateDirectory, Steps, place_only,
-    recover,
+    LocalRestore, MountHost, PlaceProgress, PlaceReceipt, Recovered, RestoreRecord, RunLimit, ServerLimits, StateDirectory, Step,
+    Steps, place_only, recover,
 };
 use crate::repo::{ListedSnapshot, Repository, SnapshotSource};
 
@@ -127,6 +127,40 @@ impl Acting<'_> {
 pub async fn recover_interrupted(state: &StateDirectory) -> anyhow::Result<Vec<Recovered>> {
     let state = state.clone();
     Ok(tokio::task::spawn_blocking(move || recover(&state, &Steps::default())).await??)
+}
+
+/// Brings a node to the end that was decided, whose process died, or was cut off, in a restore over several hosts; decides
+/// that it is undone where nobody has said anything yet. What became of it, for people; `None`: there was nothing to do.
+pub async fn see_to(
+    repository: Arc<Repository>,
+    clock: Arc<dyn Clock>,
+    record: &RestoreRecord,
+    node: &LocalRestoreNode,
+) -> anyhow::Result<Option<&'static str>> {
+    let failed = |reason: String| anyhow::anyhow!("{}/{}: {reason}", record.cluster, record.node);
+    let id = record.restore_id();
+    let undo = async || node.undo_of_another(id, record.was_stopped).await.map_err(|failure| failed(failure.reason));
+    if record.is_begun() && record.was_stopped {
+        undo().await?;
+        return Ok(Some("its store was stopped for it, and runs again"));
+    }
+    if record.step != Step::Swapped || !record.is_over_hosts {
+        return Ok(None);
+    }
+    let source = ClusterName::new(record.source.split('/').next().unwrap_or_default())?;
+    let target = ClusterName::new(record.cluster.clone())?;
+    let decision = RestoreDecision::of_restore(repository, clock, id, source, target);
+    match decision.undone(&format!("{}: who carried it out died", record.node)).await {
+        Decided::Restored => {
+            node.finish_of_another(id).await.map_err(failed)?;
+            Ok(Some("all nodes were restored: it stays"))
+        }
+        Decided::Undone(_) => {
+            undo().await?;
+            Ok(Some("not all nodes were restored: it went back"))
+        }
+        Decided::Unknown(reason) => Err(failed(format!("whether it was restored is not known: {reason}"))),
+    }
 }
 
 /// Looks at the snapshot and the targets, and decides. Touches nothing; the plan may be full of refusals.
@@ -244,21 +278,58 @@ pub async fn kept(cluster: &str, targets: &[RestoreTarget], state: &StateDirecto
     Ok(found)
 }
 
-/// Puts the directories from before the newest restore back.
+/// Puts the directories from before the newest restore back, on all nodes that it has left restored, and on no other.
 pub async fn roll_back(cluster: &str, targets: &[RestoreTarget], state: &StateDirectory) -> anyhow::Result<Vec<NodeChange>> {
     let nodes = changing(cluster, targets, state)?;
-    let (replicas, masters): (Vec<_>, Vec<_>) = nodes.iter().zip(targets).partition(|(_, target)| target.replica_of.is_some());
+    let mut kept = Vec::new();
+    for (node, found) in nodes.iter().zip(join_all(nodes.iter().map(|node| node.kept())).await) {
+        kept.push(found.map_err(|reason| anyhow::anyhow!("{}: {reason}", node.name()))?);
+    }
+    let in_place = |kept: &[KeptRestore]| kept.iter().rfind(|kept| kept.is_in_place).cloned();
+    let newest = kept.iter().filter_map(|kept| in_place(kept)).max_by_key(|kept| kept.begun_at);
+    let nothing = |node: &Arc<dyn RestoreNode>| NodeChange { node: node.name().to_owned(), result: Ok(None) };
+    let Some(newest) = newest else { return Ok(nodes.iter().map(nothing).collect()) };
+    let (replicas, masters): (Vec<_>, Vec<_>) = nodes
+        .iter()
+        .zip(targets.iter().zip(&kept))
+        .partition(|(_, (target, kept))| target.replica_of.is_some() || kept.iter().any(|kept| kept.is_replica));
+    let (replicas, masters): (Vec<_>, Vec<_>) =
+        (replicas.into_iter().map(|(node, _)| node).collect(), masters.into_iter().map(|(node, _)| node).collect());
     // Replicas first, so that none takes over meanwhile; they are started last, on what they had.
-    let halted = join_all(replicas.iter().map(|(node, _)| node.halt())).await;
-    let change = async |node: &Arc<dyn RestoreNode>, was_halted: Result<bool, String>| {
-        let result = match was_halted {
-            Ok(was_halted) => node.roll_back(was_halted).await,
-            Err(error) => Err(error),
+    let halted = join_all(replicas.iter().map(|node| node.halt())).await;
+    if halted.iter().any(Result::is_err) {
+        // One that runs on could take over: nobody goes back.
+        let gone_on = join_all(replicas.iter().map(|node| node.go_on())).await;
+        let change = |(node, halted): (&&Arc<dyn RestoreNode>, Result<bool, String>)| NodeChange {
+            node: node.name().to_owned(),
+            result: halted.map(|_did_run| None),
         };
+        let mut changes: Vec<_> = replicas.iter().zip(halted).map(change).collect();
+        for (change, gone_on) in changes.iter_mut().zip(gone_on) {
+            change.result = match (std::mem::replace(&mut change.result, Ok(None)), gone_on) {
+                (Ok(_), Err(reason)) => Err(reason),
+                (result, _) => result,
+            };
+        }
+        changes.extend(masters.iter().map(|node| NodeChange {
+            node: node.name().to_owned(),
+            result: Err("a replica could not be stopped, and would take over: it stays as it is".to_owned()),
+        }));
+        return Ok(changes);
+    }
+    let change = async |node: &Arc<dyn RestoreNode>| {
+        let result = node.roll_back(newest.id).await;
         NodeChange { node: node.name().to_owned(), result: result.map(|record| record.map(Change::RolledBack)) }
     };
-    let mut changes = join_all(masters.iter().map(|(node, _)| change(node, Ok(false)))).await;
-    changes.extend(join_all(replicas.iter().zip(halted).map(|((node, _), halted)| change(node, halted))).await);
+    let mut changes = join_all(masters.iter().map(|node| change(node))).await;
+    let changed = join_all(replicas.iter().map(|node| change(node))).await;
+    for (node, change) in replicas.iter().zip(&changed) {
+        // What was stopped and is not of this restore runs on.
+        if let (Ok(None), Err(reason)) = (&change.result, node.go_on().await) {
+            tracing::error!(node = node.name(), reason, "a replica that was stopped for a rollback cannot be started");
+        }
+    }
+    changes.extend(changed);
     Ok(changes)
 }
 

@@ -18,14 +18,14 @@ use super::clones;
 use super::linking::{self, Hydration, LinkHost};
 use super::restore::{self, Change, NodeChange, RestoreTarget};
 use super::speeds::{self, StopWatch};
-use crate::agent::restore::RestoreStep;
+use crate::agent::restore::{Placed, RestoreStep};
 use crate::agent::restore_orders::RestoreCourier;
 use crate::cluster::restore::RestoreOutcome;
 use crate::model::manifest::{ClusterManifest, NodeStatus};
 use crate::model::names::{ClusterName, NodeName};
 use crate::model::restore_pairs::why_missing;
 use crate::model::restore_plan::{Method, RestoreRequest};
-use crate::node::{MountHost, PlaceProgress, RecoveredTo, RestoreRecord, StateDirectory};
+use crate::node::{MountHost, PlaceProgress, RecoveredTo, RestoreRecord, RunLimit, StateDirectory};
 use crate::repo::{ListedSnapshot, RepoError, Repository, SnapshotSource};
 
 impl From<args::Method> for Method {
@@ -60,6 +60,11 @@ pub async fn restore(session: &Session, args: RestoreArgs) -> Result<Exit, Failu
     }
     let target_cluster = args.to.clone().map_or(Ok(name.cluster.clone()), ClusterName::new)?;
     let targets = targets(session, &target_cluster, None, hydration(&args))?;
+    let by_agents: Vec<_> = targets.iter().filter(|target| target.agent.is_some()).map(|target| target.node.as_str()).collect();
+    if (args.no_hydrate || args.hydrate_rate.is_some()) && !by_agents.is_empty() {
+        return Err(Failure::usage(format!("--no-hydrate, --hydrate-rate: agents act for {}", by_agents.join(", ")))
+            .hint("leave them out: an agent makes local files of links as fast as it can"));
+    }
     let state = state(session)?;
     tell_recovered(session, &state).await?;
     let request = RestoreRequest {
@@ -71,6 +76,7 @@ pub async fn restore(session: &Session, args: RestoreArgs) -> Result<Exit, Failu
         discard_current: args.discard_current,
         confirm: args.confirm.clone(),
     };
+    see_to_what_was_left(session, &repository, &targets, &state).await?;
     let prepared =
         restore::prepare(repository, &listed, &targets, &request, &state, session.clock.clone()).await.map_err(failure)?;
     let plan = prepared.plan.clone();
@@ -118,7 +124,7 @@ pub async fn restore(session: &Session, args: RestoreArgs) -> Result<Exit, Failu
         }
     };
     bar.finish_and_clear();
-    watch.remember(session, &request, &plan, placed().bytes - placed().found_bytes);
+    watch.remember(session, &request, &plan, fetched(placed()));
     let mut text = String::new();
     for (node, restored) in &report.nodes {
         let keys = restored
@@ -154,6 +160,13 @@ pub async fn restore(session: &Session, args: RestoreArgs) -> Result<Exit, Failu
             );
             (text, Exit::Failed)
         }
+        RestoreOutcome::Undecided => (
+            format!(
+                "whether all nodes stay restored is not decided yet\nnext: when the object store answers again, tintype status {} says so, and each agent sees to its nodes; tintype rollback {target_cluster} sees to those of this host\n",
+                plan.id
+            ),
+            Exit::Partly,
+        ),
         RestoreOutcome::Stuck => {
             (format!("some nodes could not be brought back\nnext: tintype rollback {target_cluster} --yes\n"), Exit::Partly)
         }
@@ -161,6 +174,10 @@ pub async fn restore(session: &Session, args: RestoreArgs) -> Result<Exit, Failu
     text.push_str(&line);
     session.output.result(&text, &json!({"plan": plan, "report": report}));
     Ok(exit)
+}
+
+fn fetched(placed: Placed) -> u64 {
+    placed.bytes.saturating_sub(placed.found_bytes)
 }
 
 /// `--directory`: one node's files, placed and nothing else.
@@ -302,6 +319,26 @@ async fn tell_recovered(session: &Session, state: &StateDirectory) -> Result<(),
         };
         let RestoreRecord { cluster, node, .. } = &recovered.record;
         session.output.note(&format!("an interrupted restore of {cluster}/{node} was found: {now}"));
+    }
+    Ok(())
+}
+
+/// What a restore over several hosts has left of nodes of this host in doubt is brought to the end that was decided for all.
+async fn see_to_what_was_left(
+    session: &Session,
+    repository: &Arc<Repository>,
+    targets: &[RestoreTarget],
+    state: &StateDirectory,
+) -> Result<(), Failure> {
+    for record in state.records().map_err(|error| Failure::new("state", error.to_string()))? {
+        let of_record = |target: &&RestoreTarget| target.agent.is_none() && target.node.as_str() == record.node;
+        let Some(target) = targets.iter().find(of_record).filter(|_| record.is_over_hosts) else { continue };
+        let node =
+            restore::local(&record.cluster, target, state, RunLimit::default(), None, session.clock.clone()).map_err(failure)?;
+        let became = restore::see_to(repository.clone(), session.clock.clone(), &record, &node).await.map_err(failure)?;
+        if let Some(became) = became {
+            session.output.note(&format!("an interrupted restore of {}/{}: {became}", record.cluster, record.node));
+        }
     }
     Ok(())
 }
