@@ -1,7 +1,32 @@
 //! How a stored node is made to fit its target: files under the names that the target reads, and nothing that it would pass over.
 
+use serde::{Deserialize, Serialize};
+
 use super::restore_facts::{DirectoryFacts, ServerFacts, SourceFacts, StoreLayout, TargetFacts};
-use super::restore_plan::{Fit, MadeAppendOnly, RefusalCode, Refusals};
+use super::restore_plan::{RefusalCode, Refusals};
+
+/// What is renamed and made so that the target finds its data.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fit {
+    /// Names from the node's directory, and what they are called at the target.
+    pub renames: Vec<(String, String)>,
+    /// Append-only files made over the dump, which a server with `appendonly yes` would pass over.
+    pub append_only: Option<MadeAppendOnly>,
+    /// The manifest of the append-only files at the target, where it reads those that were captured.
+    #[serde(default)]
+    pub append_manifest: Option<String>,
+}
+
+/// Append-only files that are made over a dump.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MadeAppendOnly {
+    /// Name of the dump at the target.
+    pub dump_file: String,
+    /// Directory to make; `None`: a single file that begins with the dump, as before Redis 7.
+    pub directory: Option<String>,
+    /// First part of the names, or the single file's name.
+    pub file: String,
+}
 
 /// What must be renamed and made so that the target does not start empty.
 pub(super) fn fit(
