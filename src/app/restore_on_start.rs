@@ -6,17 +6,22 @@
 //!
 //! **Invariants.** A directory that holds anything is not touched, nor is one whose store runs. The data is in place whole, or
 //! not at all, also after a crash in the middle: the next start goes on. Where it cannot be restored the daemon ends badly, so
-//! that no store is started on an empty directory as if that were all there is. A cluster without any snapshot is a first start.
+//! that no store is started on an empty directory as if that were all there is; also where nobody can say yet whether the node is
+//! of this host. A cluster without any snapshot is a first start.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::ErrorKind;
-use std::net::{IpAddr, ToSocketAddrs, UdpSocket};
+use std::net::{IpAddr, UdpSocket};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+use tokio::net::lookup_host;
+use tokio::time::Instant;
 
 use super::agent as agents;
 use super::config::ClusterConfig;
@@ -42,6 +47,9 @@ const LATEST: &str = "latest";
 /// A supervisor is told as often that it goes on, and to wait for longer than that.
 const EXTEND_EVERY: Duration = Duration::from_secs(10);
 const EXTEND_BY: Duration = Duration::from_secs(60);
+/// At boot the name server may come up after us: a node's name is looked up for so long, and this often.
+const LOOKUP_LIMIT: Duration = Duration::from_secs(20);
+const LOOKUP_EVERY: Duration = Duration::from_millis(500);
 
 /// A node that is to be restored, should its directory be empty.
 #[derive(Debug)]
@@ -52,6 +60,8 @@ struct Wanted {
     stored: NodeName,
     directory: PathBuf,
     target: RestoreTarget,
+    /// Why it could not be found out whether it is of this host.
+    unplaced: Option<String>,
 }
 
 impl Wanted {
@@ -59,6 +69,19 @@ impl Wanted {
         let Self { cluster, target, .. } = self;
         Failure::new("restore_on_start", format!("{cluster}/{}: {reason}", target.node)).hint(format!(
             "nothing was replaced, and its store must not be started; mend that, or say restore_on_start = false under [clusters.{cluster}.nodes.{}] to start it empty",
+            target.node
+        ))
+    }
+
+    fn is_unplaced(&self, reason: &str) -> Failure {
+        let Self { cluster, directory, target, .. } = self;
+        let message = format!(
+            "{cluster}/{}: where it is could not be found out, and {} holds nothing: {reason}",
+            target.node,
+            directory.display()
+        );
+        Failure::new("restore_on_start", message).hint(format!(
+            "its store must not be started; mend that, or say restore_on_start = true or false under [clusters.{cluster}.nodes.{}]",
             target.node
         ))
     }
@@ -73,7 +96,7 @@ pub fn is_configured(session: &Session) -> bool {
 
 /// Restores what is empty. When it returns well, no configured store of this host would start without its data.
 pub async fn run(session: &Session, supervisor: &Supervisor) -> Result<(), Failure> {
-    let wanted = wanted(session)?;
+    let wanted = wanted(session, supervisor).await?;
     if wanted.is_empty() {
         return Ok(());
     }
@@ -96,10 +119,11 @@ pub async fn run(session: &Session, supervisor: &Supervisor) -> Result<(), Failu
     let mut repository: Option<Arc<Repository>> = None;
     let mut done = Ok(());
     for node in &wanted {
-        done = match is_vacant(node) {
-            Ok(false) => Ok(()),
-            Ok(true) => bring_back(session, node, &mut repository, &state, supervisor, &is_interrupted).await,
-            Err(failure) => Err(failure),
+        done = match (is_vacant(node), &node.unplaced) {
+            (Ok(false), _) => Ok(()),
+            (Ok(true), Some(reason)) => Err(node.is_unplaced(reason)),
+            (Ok(true), None) => bring_back(session, node, &mut repository, &state, supervisor, &is_interrupted).await,
+            (Err(failure), _) => Err(failure),
         };
         if done.is_err() {
             break;
@@ -109,10 +133,11 @@ pub async fn run(session: &Session, supervisor: &Supervisor) -> Result<(), Failu
     done
 }
 
-/// The nodes that are asked for and are of this host.
-fn wanted(session: &Session) -> Result<Vec<Wanted>, Failure> {
+/// The nodes that are asked for and are of this host, or may be.
+async fn wanted(session: &Session, supervisor: &Supervisor) -> Result<Vec<Wanted>, Failure> {
     let mut wanted: Vec<Wanted> = Vec::new();
     let mut places: BTreeMap<PathBuf, String> = BTreeMap::new();
+    let until = Instant::now() + LOOKUP_LIMIT;
     for (cluster, config) in &session.config.clusters {
         let asks = |node: &ClusterNode| node.config.restore_on_start.unwrap_or(config.restore_on_start);
         if !config.restore_on_start && !config.nodes.values().any(|node| node.restore_on_start == Some(true)) {
@@ -129,16 +154,23 @@ fn wanted(session: &Session) -> Result<Vec<Wanted>, Failure> {
                 continue;
             };
             // One configuration may lie on all hosts.
-            if !said && !is_here(session, config, &node) {
+            // What is not restored either way need not be waited for.
+            let until = if matches!(first_name(&directory), Ok(Some(_))) { Instant::now() } else { until };
+            let is_here = if said { Ok(true) } else { is_here(config, &node, supervisor, until).await };
+            if is_here == Ok(false) {
                 tracing::info!(%cluster, node = %node.name, "is no node of this host, and is not restored here");
                 continue;
             }
+            let unplaced = is_here.err();
             if node.redis.is_none() && config.store.as_deref() != Some("files") {
                 let message = format!("[clusters.{cluster}.nodes.{}] restore_on_start wants an address", node.name);
                 return Err(Failure::usage(message).hint("nothing is restored under a store that runs, so it has to be asked"));
             }
             let shown = format!("{cluster}/{}", node.name);
-            if let Some(other) = places.insert(directory.clone(), shown.clone()) {
+            if let Some(reason) = &unplaced {
+                let config = session.config_path.as_ref().map(|path| path.display().to_string());
+                tracing::warn!(node = shown, reason, config, "where a node is could not be found out");
+            } else if let Some(other) = places.insert(directory.clone(), shown.clone()) {
                 let message = format!("{other} and {shown} have one data_directory, {}", directory.display());
                 return Err(Failure::usage(message).hint("say restore_on_start = true under the node of this host alone"));
             }
@@ -158,43 +190,61 @@ fn wanted(session: &Session) -> Result<Vec<Wanted>, Failure> {
                     // It is what acts here.
                     agent: None,
                 },
+                unplaced,
             });
         }
     }
+    // A directory is one node's: where that is known, another one of which nothing is known is elsewhere.
+    wanted.retain(|node| node.unplaced.is_none() || !places.contains_key(&node.directory));
     Ok(wanted)
 }
 
-/// Whether a node's store, or the agent that acts for it, has an address of this host. A store without an address is here.
-fn is_here(session: &Session, config: &ClusterConfig, node: &ClusterNode) -> bool {
+/// Whether a node's store, or the agent that acts for it, has an address of this host. A store without an address is here. A
+/// name that leads nowhere is looked up again until then: it says nothing of where the node is.
+async fn is_here(config: &ClusterConfig, node: &ClusterNode, supervisor: &Supervisor, until: Instant) -> Result<bool, String> {
     let url = agents::address(config, node).or_else(|| node.redis.as_ref().map(|redis| redis.url.clone()));
-    let Some(url) = url else { return true };
-    let Some(host) = url.parse::<http::Uri>().ok().and_then(|uri| uri.host().map(str::to_owned)) else { return false };
+    let Some(url) = url else { return Ok(true) };
+    let host = url.parse::<http::Uri>().ok().and_then(|uri| uri.host().map(str::to_owned));
+    let host = host.ok_or_else(|| "its address names no host".to_owned())?;
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let is_own = |address: IpAddr| address.is_loopback() || UdpSocket::bind((address, 0)).is_ok();
-    let found = (host, 0).to_socket_addrs().map(|found| found.map(|address| address.ip()).any(is_own));
-    found.unwrap_or_else(|error| {
-        tracing::warn!(node = %node.name, host, %error, config = ?session.config_path, "where a node is could not be found out");
-        false
-    })
+    loop {
+        supervisor.extend(EXTEND_BY, &format!("looking {host} up"));
+        // A name server that does not answer takes its time; one look at least is taken to its end.
+        let reason = match lookup_host((host, 0)).await {
+            Ok(found) => return Ok(found.map(|address| address.ip()).any(is_own)),
+            Err(error) => format!("{host}: {error}"),
+        };
+        if Instant::now() + LOOKUP_EVERY >= until {
+            return Err(reason);
+        }
+        tokio::time::sleep(LOOKUP_EVERY).await;
+    }
 }
 
-/// Absent, or with nothing in it but what a file system and our own restores put there.
-fn is_vacant(node: &Wanted) -> Result<bool, Failure> {
-    let failed = |path: &Path, error: std::io::Error| node.failed(format!("{}: {error}", path.display()));
-    let directory = &node.directory;
+/// The first name in a directory that is there, but for what a file system and our own restores put there.
+fn first_name(directory: &Path) -> std::io::Result<Option<OsString>> {
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound && directory.symlink_metadata().is_err() => return Ok(true),
-        Err(error) => return Err(failed(directory, error)),
+        Err(error) if error.kind() == ErrorKind::NotFound && directory.symlink_metadata().is_err() => return Ok(None),
+        Err(error) => return Err(error),
     };
     for entry in entries {
-        let name = entry.map_err(|error| failed(directory, error))?.file_name();
+        let name = entry?.file_name();
         if !stays(name.as_bytes()) {
-            tracing::debug!(cluster = %node.cluster, node = %node.target.node, name = %name.display(), "its directory is not empty");
-            return Ok(false);
+            return Ok(Some(name));
         }
     }
-    Ok(true)
+    Ok(None)
+}
+
+fn is_vacant(node: &Wanted) -> Result<bool, Failure> {
+    let directory = node.directory.display();
+    let found = first_name(&node.directory).map_err(|error| node.failed(format!("{directory}: {error}")))?;
+    if let Some(name) = &found {
+        tracing::debug!(cluster = %node.cluster, node = %node.target.node, name = %name.display(), "its directory is not empty");
+    }
+    Ok(found.is_none())
 }
 
 async fn bring_back(
@@ -347,6 +397,7 @@ mod tests {
                 server: None,
                 agent: None,
             },
+            unplaced: None,
         };
         assert!(is_vacant(&node("absent")).expect("looks"));
         let data = root.path().join("data");

@@ -175,6 +175,17 @@ fn what_cannot_be_restored_ends_badly_and_what_need_not_be_is_left_alone() {
     work.configure(&elsewhere);
     restored(&work);
     assert!(beside(&store.data.join("x")).is_empty(), "it is a node of another host");
+    // A name that leads nowhere says nothing of where the node is.
+    let nameless = table(&store, "").replace("127.0.0.1", "node-1.invalid");
+    work.configure(&nameless);
+    refused("where it is could not be found out");
+    let said_so = |word: &str| format!("{nameless}restore_on_start = {word}\n");
+    work.configure(&said_so("false"));
+    restored(&work);
+    std::fs::write(store.data.join("dump.rdb"), "something").expect("writes");
+    work.configure(&nameless);
+    restored(&work);
+    std::fs::remove_file(store.data.join("dump.rdb")).expect("removes");
     work.configure(&table(&store, "").replace("restore_on_start = true", ""));
     assert_eq!(restore(&work).status.code(), Some(2), "nothing asks for it");
     work.configure(&table(&store, ""));
