@@ -17,10 +17,10 @@ use std::net::{IpAddr, UdpSocket};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::net::lookup_host;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::agent as agents;
@@ -95,8 +95,35 @@ pub fn is_configured(session: &Session) -> bool {
 }
 
 /// Restores what is empty. When it returns well, no configured store of this host would start without its data.
+/// Told to stop, it ends badly: nobody is to start a store because of it.
 pub async fn run(session: &Session, supervisor: &Supervisor) -> Result<(), Failure> {
-    let wanted = wanted(session, supervisor).await?;
+    let (raise, stop) = watch::channel(false);
+    let signal = stop_signal();
+    let watching = tokio::spawn(async move {
+        signal.await;
+        raise.send_replace(true);
+    });
+    let done = bring_all_back(session, supervisor, &stop).await;
+    watching.abort();
+    done.and_then(|()| if *stop.borrow() { Err(interrupted()) } else { Ok(()) })
+}
+
+fn interrupted() -> Failure {
+    Failure::new("interrupted", "restore_on_start: it was told to stop")
+        .hint("no store of this host must be started; start it again")
+}
+
+/// What may be given up at any instant, until it is over or we are told to stop.
+async fn unless_stopped<T>(stop: &watch::Receiver<bool>, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let mut stop = stop.clone();
+    tokio::select! {
+        done = work => done,
+        _ = stop.wait_for(|raised| *raised) => Err(interrupted()),
+    }
+}
+
+async fn bring_all_back(session: &Session, supervisor: &Supervisor, stop: &watch::Receiver<bool>) -> Result<(), Failure> {
+    let wanted = unless_stopped(stop, wanted(session, supervisor)).await?;
     if wanted.is_empty() {
         return Ok(());
     }
@@ -110,27 +137,16 @@ pub async fn run(session: &Session, supervisor: &Supervisor) -> Result<(), Failu
         let record = recovered.record;
         tracing::warn!(cluster = record.cluster, node = record.node, outcome = ?recovered.outcome, "an interrupted restore was found");
     }
-    let is_interrupted = Arc::new(AtomicBool::new(false));
-    let raise = is_interrupted.clone();
-    let watching = tokio::spawn(async move {
-        stop_signal().await;
-        raise.store(true, Ordering::Relaxed);
-    });
     let mut repository: Option<Arc<Repository>> = None;
-    let mut done = Ok(());
     for node in &wanted {
-        done = match (is_vacant(node), &node.unplaced) {
-            (Ok(false), _) => Ok(()),
-            (Ok(true), Some(reason)) => Err(node.is_unplaced(reason)),
-            (Ok(true), None) => bring_back(session, node, &mut repository, &state, supervisor, &is_interrupted).await,
-            (Err(failure), _) => Err(failure),
-        };
-        if done.is_err() {
-            break;
+        if is_vacant(node)? {
+            if let Some(reason) = &node.unplaced {
+                return Err(node.is_unplaced(reason));
+            }
+            bring_back(session, node, &mut repository, &state, supervisor, stop).await?;
         }
     }
-    watching.abort();
-    done
+    Ok(())
 }
 
 /// The nodes that are asked for and are of this host, or may be.
@@ -247,20 +263,17 @@ fn is_vacant(node: &Wanted) -> Result<bool, Failure> {
     Ok(found.is_none())
 }
 
-async fn bring_back(
-    session: &Session,
-    node: &Wanted,
-    repository: &mut Option<Arc<Repository>>,
-    state: &StateDirectory,
-    supervisor: &Supervisor,
-    is_interrupted: &AtomicBool,
-) -> Result<(), Failure> {
+/// The snapshots of a cluster, and the one of them that a node comes back from.
+type Found = (Arc<Repository>, Vec<ListedSnapshot>, ListedSnapshot);
+
+/// What a node is to get; `None` where nothing is restored, for a reason that is told.
+async fn find(session: &Session, node: &Wanted, repository: &mut Option<Arc<Repository>>) -> Result<Option<Found>, Failure> {
     let (cluster, name) = (&node.cluster, &node.target.node);
     if let Some(options) = &node.target.server {
         let control = RedisControl::new(options.clone()).map_err(|error| node.failed(error))?;
         if control.look().await.map_err(|error| node.failed(error))?.is_some() {
             tracing::warn!(%cluster, node = %name, "its data directory is empty and its store runs: nothing is restored under it");
-            return Ok(());
+            return Ok(None);
         }
     }
     let repository = match repository {
@@ -270,17 +283,31 @@ async fn bring_back(
     let listed = repository.snapshots(cluster).await.map_err(|error| node.failed(error))?;
     if listed.is_empty() {
         tracing::warn!(%cluster, node = %name, "no snapshot of this cluster was ever taken: its store starts empty, for the first time");
-        return Ok(());
+        return Ok(None);
     }
     let query = SnapshotName::parse(&format!("{cluster}/{}", node.date), session.now())?;
     let chosen = session.choose(repository.as_ref(), &query).await.map_err(|failure| {
         let hint = failure.hint.as_ref().map(|hint| format!(" ({hint})")).unwrap_or_default();
         node.failed(format!("restore_date = {:?}: {failure}{hint}", node.date))
     })?;
+    Ok(Some((repository, listed, chosen)))
+}
+
+async fn bring_back(
+    session: &Session,
+    node: &Wanted,
+    repository: &mut Option<Arc<Repository>>,
+    state: &StateDirectory,
+    supervisor: &Supervisor,
+    stop: &watch::Receiver<bool>,
+) -> Result<(), Failure> {
+    let (cluster, name) = (&node.cluster, &node.target.node);
+    let found = unless_stopped(stop, find(session, node, repository)).await?;
+    let Some((repository, listed, chosen)) = found else { return Ok(()) };
     tracing::warn!(%cluster, node = %name, date = %chosen.date, directory = %node.directory.display(), "its data directory is empty: it is restored");
     let kept_before = restore::kept(cluster.as_str(), std::slice::from_ref(&node.target), state).await;
     let has_kept = !kept_before.map_err(|error| node.failed(format!("{error:#}")))?.is_empty();
-    place(session, node, repository, (&listed, &chosen), state, supervisor, is_interrupted).await?;
+    place(session, node, repository, (&listed, &chosen), state, supervisor, stop).await?;
     if !has_kept {
         // What was set aside is an empty directory: a rollback must not find it.
         let settled = restore::settle(cluster.as_str(), std::slice::from_ref(&node.target), state).await;
@@ -300,7 +327,7 @@ async fn place(
     (listed, chosen): (&[ListedSnapshot], &ListedSnapshot),
     state: &StateDirectory,
     supervisor: &Supervisor,
-    is_interrupted: &AtomicBool,
+    stop: &watch::Receiver<bool>,
 ) -> Result<(), Failure> {
     let wrong = |error: anyhow::Error| node.failed(format!("{error:#}"));
     let request = RestoreRequest {
@@ -327,7 +354,7 @@ async fn place(
     let total = prepared.plan.nodes.iter().map(|plan| plan.bytes).sum();
     let (placed, shown) = (prepared.placed(), format!("{}/{}", node.cluster, node.target.node));
     let on_step = |step| tracing::info!(node = shown, ?step, "a restore at the start goes on");
-    let is_cancelled = || is_interrupted.load(Ordering::Relaxed);
+    let is_cancelled = || *stop.borrow();
     let running = Box::pin(prepared.run(&on_step, &is_cancelled));
     tokio::pin!(running);
     let report = loop {

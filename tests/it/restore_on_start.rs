@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use crate::support::agent::{Agent, free_port, said};
 use crate::support::command::Workplace;
 use crate::support::effort::{Random, effort, tell};
+use crate::support::mount::wait_for;
+use crate::support::redis::PATIENCE;
 use crate::support::store::Store;
 
 const KEYS: usize = 3000;
@@ -193,6 +195,27 @@ fn what_cannot_be_restored_ends_badly_and_what_need_not_be_is_left_alone() {
     store.start();
     assert_eq!(keys(&store), KEYS as u64);
     stop(&store);
+}
+
+#[test]
+fn one_that_is_told_to_stop_ends_badly_and_starts_nothing() {
+    let (store, work) = (Store::new("save \"\""), Workplace::new());
+    std::fs::remove_dir_all(&store.data).expect("removes");
+    // Its name is looked up for longer than this takes.
+    work.configure(&table(&store, "").replace("127.0.0.1", "node-1.invalid"));
+    let running = daemon(&work).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("tintyped starts");
+    let pid = rustix::process::Pid::from_child(&running);
+    let catches_it = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", running.id())).expect("a child");
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).expect("a mask");
+        u64::from_str_radix(caught.trim(), 16).expect("hexadecimal") & (1 << 14) != 0
+    };
+    wait_for("SIGTERM is caught", PATIENCE, catches_it);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a child");
+    let began = Instant::now();
+    let output = running.wait_with_output().expect("a child");
+    assert!(output.status.code() == Some(1) && said(&output).contains("told to stop"), "{:?} {}", output.status, said(&output));
+    assert!(began.elapsed() < PATIENCE && !store.data.exists());
 }
 
 #[test]
