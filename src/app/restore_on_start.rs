@@ -50,6 +50,11 @@ const EXTEND_BY: Duration = Duration::from_secs(60);
 /// At boot the name server may come up after us: a node's name is looked up for so long, and this often.
 const LOOKUP_LIMIT: Duration = Duration::from_secs(20);
 const LOOKUP_EVERY: Duration = Duration::from_millis(500);
+/// What a store leaves that was started once on nothing is smaller; each name counts as so much.
+const NEXT_TO_NOTHING: u64 = 16 << 10;
+const PER_NAME: u64 = 1 << 10;
+/// Whether there are snapshots of a node that is not restored is worth so much time.
+const GLANCE: Duration = Duration::from_secs(10);
 
 /// A node that is to be restored, should its directory be empty.
 #[derive(Debug)]
@@ -139,11 +144,17 @@ async fn bring_all_back(session: &Session, supervisor: &Supervisor, stop: &watch
     }
     let mut repository: Option<Arc<Repository>> = None;
     for node in &wanted {
-        if is_vacant(node)? {
+        let Some(name) = found_in(node)? else {
             if let Some(reason) = &node.unplaced {
                 return Err(node.is_unplaced(reason));
             }
             bring_back(session, node, &mut repository, &state, supervisor, stop).await?;
+            continue;
+        };
+        if holds_next_to_nothing(&node.directory) {
+            let looked = tokio::time::timeout(GLANCE, tell_of_snapshots(session, node, &name, &mut repository));
+            // It is a help, and nothing depends on it.
+            unless_stopped(stop, async { Ok(looked.await) }).await?.unwrap_or_default();
         }
     }
     Ok(())
@@ -254,13 +265,52 @@ fn first_name(directory: &Path) -> std::io::Result<Option<OsString>> {
     Ok(None)
 }
 
-fn is_vacant(node: &Wanted) -> Result<bool, Failure> {
-    let directory = node.directory.display();
-    let found = first_name(&node.directory).map_err(|error| node.failed(format!("{directory}: {error}")))?;
-    if let Some(name) = &found {
-        tracing::debug!(cluster = %node.cluster, node = %node.target.node, name = %name.display(), "its directory is not empty");
+fn found_in(node: &Wanted) -> Result<Option<OsString>, Failure> {
+    first_name(&node.directory).map_err(|error| node.failed(format!("{}: {error}", node.directory.display())))
+}
+
+/// As after a start on nothing: an empty dump, or append-only files without a command.
+fn holds_next_to_nothing(directory: &Path) -> bool {
+    let (mut directories, mut left) = (vec![directory.to_owned()], NEXT_TO_NOTHING);
+    while let Some(directory) = directories.pop() {
+        let Ok(entries) = std::fs::read_dir(directory) else { return false };
+        for entry in entries {
+            let Ok((path, meta)) = entry.and_then(|entry| Ok((entry.path(), entry.metadata()?))) else { return false };
+            let bytes = if meta.is_dir() { 0 } else { meta.len() };
+            let Some(rest) = left.checked_sub(bytes + PER_NAME) else { return false };
+            left = rest;
+            if meta.is_dir() {
+                directories.push(path);
+            }
+        }
     }
-    Ok(found.is_none())
+    true
+}
+
+/// A package that starts its server once after it is installed leaves files in the directory of a host that was replaced.
+async fn tell_of_snapshots(session: &Session, node: &Wanted, name: &OsString, repository: &mut Option<Arc<Repository>>) {
+    let opened = match repository {
+        Some(repository) => repository.clone(),
+        None => match session.repository().await {
+            Ok(opened) => repository.insert(opened).clone(),
+            Err(failure) => {
+                tracing::info!(%failure, "whether there are snapshots of a node with next to no data is not known");
+                return;
+            }
+        },
+    };
+    let newest = match opened.snapshots(&node.cluster).await {
+        Ok(listed) => newest_of(&opened, &listed, &node.stored).await,
+        Err(error) => Err(error),
+    };
+    match newest {
+        Ok(Some(newest)) => tracing::warn!(
+            cluster = %node.cluster, node = %node.target.node, directory = %node.directory.display(), name = %name.display(), date = %newest.date,
+            "nothing is restored: its directory holds next to nothing, and is not empty; if the host was replaced, stop the store, empty the directory and start this again"
+        ),
+        Ok(None) => {}
+        Err(error) => tracing::info!(%error, "whether there are snapshots of a node with next to no data is not known"),
+    }
 }
 
 /// The snapshots of a cluster, and the one of them that a node comes back from.
@@ -426,14 +476,18 @@ mod tests {
             },
             unplaced: None,
         };
-        assert!(is_vacant(&node("absent")).expect("looks"));
+        assert_eq!(found_in(&node("absent")).expect("looks"), None);
         let data = root.path().join("data");
         std::fs::create_dir_all(data.join("lost+found")).expect("makes");
-        assert!(is_vacant(&node("data")).expect("looks"));
+        assert_eq!(found_in(&node("data")).expect("looks"), None);
         std::fs::write(data.join("dump.rdb"), "").expect("writes");
-        assert!(!is_vacant(&node("data")).expect("looks"), "an empty file is one");
+        assert_eq!(found_in(&node("data")).expect("looks"), Some("dump.rdb".into()), "an empty file is one");
+        assert!(holds_next_to_nothing(&data));
+        std::fs::create_dir(data.join("appendonlydir")).expect("makes");
+        std::fs::write(data.join("appendonlydir/base.rdb"), [0; NEXT_TO_NOTHING as usize]).expect("writes");
+        assert!(!holds_next_to_nothing(&data), "somebody's data");
         std::os::unix::fs::symlink(root.path().join("nowhere"), root.path().join("link")).expect("links");
-        assert!(is_vacant(&node("link")).is_err(), "what it should lead to is away, and not empty");
-        assert!(is_vacant(&node("data/dump.rdb")).is_err(), "it is no directory");
+        assert!(found_in(&node("link")).is_err(), "what it should lead to is away, and not empty");
+        assert!(found_in(&node("data/dump.rdb")).is_err(), "it is no directory");
     }
 }

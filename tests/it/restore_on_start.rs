@@ -187,6 +187,13 @@ fn what_cannot_be_restored_ends_badly_and_what_need_not_be_is_left_alone() {
     std::fs::write(store.data.join("dump.rdb"), "something").expect("writes");
     work.configure(&nameless);
     restored(&work);
+    // As a package leaves it that starts its server once.
+    work.configure(&table(&store, ""));
+    let text = restored(&work);
+    assert!(text.contains("holds next to nothing") && text.contains("dump.rdb"), "{text}");
+    std::fs::write(store.data.join("dump.rdb"), vec![0; 1 << 20]).expect("writes");
+    let text = restored(&work);
+    assert!(!text.contains("next to nothing"), "{text}");
     std::fs::remove_file(store.data.join("dump.rdb")).expect("removes");
     work.configure(&table(&store, "").replace("restore_on_start = true", ""));
     assert_eq!(restore(&work).status.code(), Some(2), "nothing asks for it");
