@@ -155,7 +155,13 @@ fn security_contexts(options: &[String]) -> Vec<String> {
 
 /// Serves until it is unmounted or told to stop.
 pub async fn serve_mount(session: &Session, request: &MountRequest, ready: Readiness) -> Result<(), Failure> {
-    let (repository, store) = match session.lasting_repository(request.deadline()).await {
+    let stopped = mount::stop_signal();
+    tokio::pin!(stopped);
+    let opened = tokio::select! {
+        opened = session.lasting_repository(request.deadline()) => opened,
+        () = &mut stopped => Err(Failure::new("interrupted", "it was told to stop before anything was served")),
+    };
+    let (repository, store) = match opened {
         Ok(opened) => opened,
         Err(failure) => {
             // Who started us waits for a word.
@@ -193,7 +199,6 @@ pub async fn serve_mount(session: &Session, request: &MountRequest, ready: Readi
     let (deadline, changed) = watch::channel(options.deadline);
     options.deadline_changes = Some(changed);
     let renewal = Renewal { source: source.clone(), request: request.clone(), deadline, supervisor: supervisor.clone() };
-    let stopped = mount::stop_signal();
     // A terminal that is closed ends what runs on it.
     let is_on_terminal = std::io::stdin().is_terminal();
     let closed = if is_on_terminal { signal(SignalKind::hangup()).ok() } else { None };

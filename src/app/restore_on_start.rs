@@ -6,17 +6,22 @@
 //!
 //! **Invariants.** A directory that holds anything is not touched, nor is one whose store runs. The data is in place whole, or
 //! not at all, also after a crash in the middle: the next start goes on. Where it cannot be restored the daemon ends badly, so
-//! that no store is started on an empty directory as if that were all there is. A cluster without any snapshot is a first start.
+//! that no store is started on an empty directory as if that were all there is; also where nobody can say yet whether the node is
+//! of this host. A cluster without any snapshot is a first start.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::ErrorKind;
-use std::net::{IpAddr, ToSocketAddrs, UdpSocket};
+use std::net::{IpAddr, UdpSocket};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+use tokio::net::lookup_host;
+use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::agent as agents;
 use super::config::ClusterConfig;
@@ -42,6 +47,14 @@ const LATEST: &str = "latest";
 /// A supervisor is told as often that it goes on, and to wait for longer than that.
 const EXTEND_EVERY: Duration = Duration::from_secs(10);
 const EXTEND_BY: Duration = Duration::from_secs(60);
+/// At boot the name server may come up after us: a node's name is looked up for so long, and this often.
+const LOOKUP_LIMIT: Duration = Duration::from_secs(20);
+const LOOKUP_EVERY: Duration = Duration::from_millis(500);
+/// What a store leaves that was started once on nothing is smaller; each name counts as so much.
+const NEXT_TO_NOTHING: u64 = 16 << 10;
+const PER_NAME: u64 = 1 << 10;
+/// Whether there are snapshots of a node that is not restored is worth so much time.
+const GLANCE: Duration = Duration::from_secs(10);
 
 /// A node that is to be restored, should its directory be empty.
 #[derive(Debug)]
@@ -52,6 +65,8 @@ struct Wanted {
     stored: NodeName,
     directory: PathBuf,
     target: RestoreTarget,
+    /// Why it could not be found out whether it is of this host.
+    unplaced: Option<String>,
 }
 
 impl Wanted {
@@ -59,6 +74,19 @@ impl Wanted {
         let Self { cluster, target, .. } = self;
         Failure::new("restore_on_start", format!("{cluster}/{}: {reason}", target.node)).hint(format!(
             "nothing was replaced, and its store must not be started; mend that, or say restore_on_start = false under [clusters.{cluster}.nodes.{}] to start it empty",
+            target.node
+        ))
+    }
+
+    fn is_unplaced(&self, reason: &str) -> Failure {
+        let Self { cluster, directory, target, .. } = self;
+        let message = format!(
+            "{cluster}/{}: where it is could not be found out, and {} holds nothing: {reason}",
+            target.node,
+            directory.display()
+        );
+        Failure::new("restore_on_start", message).hint(format!(
+            "its store must not be started; mend that, or say restore_on_start = true or false under [clusters.{cluster}.nodes.{}]",
             target.node
         ))
     }
@@ -72,8 +100,35 @@ pub fn is_configured(session: &Session) -> bool {
 }
 
 /// Restores what is empty. When it returns well, no configured store of this host would start without its data.
+/// Told to stop, it ends badly: nobody is to start a store because of it.
 pub async fn run(session: &Session, supervisor: &Supervisor) -> Result<(), Failure> {
-    let wanted = wanted(session)?;
+    let (raise, stop) = watch::channel(false);
+    let signal = stop_signal();
+    let watching = tokio::spawn(async move {
+        signal.await;
+        raise.send_replace(true);
+    });
+    let done = bring_all_back(session, supervisor, &stop).await;
+    watching.abort();
+    done.and_then(|()| if *stop.borrow() { Err(interrupted()) } else { Ok(()) })
+}
+
+fn interrupted() -> Failure {
+    Failure::new("interrupted", "restore_on_start: it was told to stop")
+        .hint("no store of this host must be started; start it again")
+}
+
+/// What may be given up at any instant, until it is over or we are told to stop.
+async fn unless_stopped<T>(stop: &watch::Receiver<bool>, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let mut stop = stop.clone();
+    tokio::select! {
+        done = work => done,
+        _ = stop.wait_for(|raised| *raised) => Err(interrupted()),
+    }
+}
+
+async fn bring_all_back(session: &Session, supervisor: &Supervisor, stop: &watch::Receiver<bool>) -> Result<(), Failure> {
+    let wanted = unless_stopped(stop, wanted(session, supervisor)).await?;
     if wanted.is_empty() {
         return Ok(());
     }
@@ -87,32 +142,29 @@ pub async fn run(session: &Session, supervisor: &Supervisor) -> Result<(), Failu
         let record = recovered.record;
         tracing::warn!(cluster = record.cluster, node = record.node, outcome = ?recovered.outcome, "an interrupted restore was found");
     }
-    let is_interrupted = Arc::new(AtomicBool::new(false));
-    let raise = is_interrupted.clone();
-    let watching = tokio::spawn(async move {
-        stop_signal().await;
-        raise.store(true, Ordering::Relaxed);
-    });
     let mut repository: Option<Arc<Repository>> = None;
-    let mut done = Ok(());
     for node in &wanted {
-        done = match is_vacant(node) {
-            Ok(false) => Ok(()),
-            Ok(true) => bring_back(session, node, &mut repository, &state, supervisor, &is_interrupted).await,
-            Err(failure) => Err(failure),
+        let Some(name) = found_in(node)? else {
+            if let Some(reason) = &node.unplaced {
+                return Err(node.is_unplaced(reason));
+            }
+            bring_back(session, node, &mut repository, &state, supervisor, stop).await?;
+            continue;
         };
-        if done.is_err() {
-            break;
+        if holds_next_to_nothing(&node.directory) {
+            let looked = tokio::time::timeout(GLANCE, tell_of_snapshots(session, node, &name, &mut repository));
+            // It is a help, and nothing depends on it.
+            unless_stopped(stop, async { Ok(looked.await) }).await?.unwrap_or_default();
         }
     }
-    watching.abort();
-    done
+    Ok(())
 }
 
-/// The nodes that are asked for and are of this host.
-fn wanted(session: &Session) -> Result<Vec<Wanted>, Failure> {
+/// The nodes that are asked for and are of this host, or may be.
+async fn wanted(session: &Session, supervisor: &Supervisor) -> Result<Vec<Wanted>, Failure> {
     let mut wanted: Vec<Wanted> = Vec::new();
     let mut places: BTreeMap<PathBuf, String> = BTreeMap::new();
+    let until = Instant::now() + LOOKUP_LIMIT;
     for (cluster, config) in &session.config.clusters {
         let asks = |node: &ClusterNode| node.config.restore_on_start.unwrap_or(config.restore_on_start);
         if !config.restore_on_start && !config.nodes.values().any(|node| node.restore_on_start == Some(true)) {
@@ -129,16 +181,23 @@ fn wanted(session: &Session) -> Result<Vec<Wanted>, Failure> {
                 continue;
             };
             // One configuration may lie on all hosts.
-            if !said && !is_here(session, config, &node) {
+            // What is not restored either way need not be waited for.
+            let until = if matches!(first_name(&directory), Ok(Some(_))) { Instant::now() } else { until };
+            let is_here = if said { Ok(true) } else { is_here(config, &node, supervisor, until).await };
+            if is_here == Ok(false) {
                 tracing::info!(%cluster, node = %node.name, "is no node of this host, and is not restored here");
                 continue;
             }
+            let unplaced = is_here.err();
             if node.redis.is_none() && config.store.as_deref() != Some("files") {
                 let message = format!("[clusters.{cluster}.nodes.{}] restore_on_start wants an address", node.name);
                 return Err(Failure::usage(message).hint("nothing is restored under a store that runs, so it has to be asked"));
             }
             let shown = format!("{cluster}/{}", node.name);
-            if let Some(other) = places.insert(directory.clone(), shown.clone()) {
+            if let Some(reason) = &unplaced {
+                let config = session.config_path.as_ref().map(|path| path.display().to_string());
+                tracing::warn!(node = shown, reason, config, "where a node is could not be found out");
+            } else if let Some(other) = places.insert(directory.clone(), shown.clone()) {
                 let message = format!("{other} and {shown} have one data_directory, {}", directory.display());
                 return Err(Failure::usage(message).hint("say restore_on_start = true under the node of this host alone"));
             }
@@ -158,59 +217,113 @@ fn wanted(session: &Session) -> Result<Vec<Wanted>, Failure> {
                     // It is what acts here.
                     agent: None,
                 },
+                unplaced,
             });
         }
     }
+    // A directory is one node's: where that is known, another one of which nothing is known is elsewhere.
+    wanted.retain(|node| node.unplaced.is_none() || !places.contains_key(&node.directory));
     Ok(wanted)
 }
 
-/// Whether a node's store, or the agent that acts for it, has an address of this host. A store without an address is here.
-fn is_here(session: &Session, config: &ClusterConfig, node: &ClusterNode) -> bool {
+/// Whether a node's store, or the agent that acts for it, has an address of this host. A store without an address is here. A
+/// name that leads nowhere is looked up again until then: it says nothing of where the node is.
+async fn is_here(config: &ClusterConfig, node: &ClusterNode, supervisor: &Supervisor, until: Instant) -> Result<bool, String> {
     let url = agents::address(config, node).or_else(|| node.redis.as_ref().map(|redis| redis.url.clone()));
-    let Some(url) = url else { return true };
-    let Some(host) = url.parse::<http::Uri>().ok().and_then(|uri| uri.host().map(str::to_owned)) else { return false };
+    let Some(url) = url else { return Ok(true) };
+    let host = url.parse::<http::Uri>().ok().and_then(|uri| uri.host().map(str::to_owned));
+    let host = host.ok_or_else(|| "its address names no host".to_owned())?;
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let is_own = |address: IpAddr| address.is_loopback() || UdpSocket::bind((address, 0)).is_ok();
-    let found = (host, 0).to_socket_addrs().map(|found| found.map(|address| address.ip()).any(is_own));
-    found.unwrap_or_else(|error| {
-        tracing::warn!(node = %node.name, host, %error, config = ?session.config_path, "where a node is could not be found out");
-        false
-    })
+    loop {
+        supervisor.extend(EXTEND_BY, &format!("looking {host} up"));
+        // A name server that does not answer takes its time; one look at least is taken to its end.
+        let reason = match lookup_host((host, 0)).await {
+            Ok(found) => return Ok(found.map(|address| address.ip()).any(is_own)),
+            Err(error) => format!("{host}: {error}"),
+        };
+        if Instant::now() + LOOKUP_EVERY >= until {
+            return Err(reason);
+        }
+        tokio::time::sleep(LOOKUP_EVERY).await;
+    }
 }
 
-/// Absent, or with nothing in it but what a file system and our own restores put there.
-fn is_vacant(node: &Wanted) -> Result<bool, Failure> {
-    let failed = |path: &Path, error: std::io::Error| node.failed(format!("{}: {error}", path.display()));
-    let directory = &node.directory;
+/// The first name in a directory that is there, but for what a file system and our own restores put there.
+fn first_name(directory: &Path) -> std::io::Result<Option<OsString>> {
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound && directory.symlink_metadata().is_err() => return Ok(true),
-        Err(error) => return Err(failed(directory, error)),
+        Err(error) if error.kind() == ErrorKind::NotFound && directory.symlink_metadata().is_err() => return Ok(None),
+        Err(error) => return Err(error),
     };
     for entry in entries {
-        let name = entry.map_err(|error| failed(directory, error))?.file_name();
+        let name = entry?.file_name();
         if !stays(name.as_bytes()) {
-            tracing::debug!(cluster = %node.cluster, node = %node.target.node, name = %name.display(), "its directory is not empty");
-            return Ok(false);
+            return Ok(Some(name));
         }
     }
-    Ok(true)
+    Ok(None)
 }
 
-async fn bring_back(
-    session: &Session,
-    node: &Wanted,
-    repository: &mut Option<Arc<Repository>>,
-    state: &StateDirectory,
-    supervisor: &Supervisor,
-    is_interrupted: &AtomicBool,
-) -> Result<(), Failure> {
+fn found_in(node: &Wanted) -> Result<Option<OsString>, Failure> {
+    first_name(&node.directory).map_err(|error| node.failed(format!("{}: {error}", node.directory.display())))
+}
+
+/// As after a start on nothing: an empty dump, or append-only files without a command.
+fn holds_next_to_nothing(directory: &Path) -> bool {
+    let (mut directories, mut left) = (vec![directory.to_owned()], NEXT_TO_NOTHING);
+    while let Some(directory) = directories.pop() {
+        let Ok(entries) = std::fs::read_dir(directory) else { return false };
+        for entry in entries {
+            let Ok((path, meta)) = entry.and_then(|entry| Ok((entry.path(), entry.metadata()?))) else { return false };
+            let bytes = if meta.is_dir() { 0 } else { meta.len() };
+            let Some(rest) = left.checked_sub(bytes + PER_NAME) else { return false };
+            left = rest;
+            if meta.is_dir() {
+                directories.push(path);
+            }
+        }
+    }
+    true
+}
+
+/// A package that starts its server once after it is installed leaves files in the directory of a host that was replaced.
+async fn tell_of_snapshots(session: &Session, node: &Wanted, name: &OsString, repository: &mut Option<Arc<Repository>>) {
+    let opened = match repository {
+        Some(repository) => repository.clone(),
+        None => match session.repository().await {
+            Ok(opened) => repository.insert(opened).clone(),
+            Err(failure) => {
+                tracing::info!(%failure, "whether there are snapshots of a node with next to no data is not known");
+                return;
+            }
+        },
+    };
+    let newest = match opened.snapshots(&node.cluster).await {
+        Ok(listed) => newest_of(&opened, &listed, &node.stored).await,
+        Err(error) => Err(error),
+    };
+    match newest {
+        Ok(Some(newest)) => tracing::warn!(
+            cluster = %node.cluster, node = %node.target.node, directory = %node.directory.display(), name = %name.display(), date = %newest.date,
+            "nothing is restored: its directory holds next to nothing, and is not empty; if the host was replaced, stop the store, empty the directory and start this again"
+        ),
+        Ok(None) => {}
+        Err(error) => tracing::info!(%error, "whether there are snapshots of a node with next to no data is not known"),
+    }
+}
+
+/// The snapshots of a cluster, and the one of them that a node comes back from.
+type Found = (Arc<Repository>, Vec<ListedSnapshot>, ListedSnapshot);
+
+/// What a node is to get; `None` where nothing is restored, for a reason that is told.
+async fn find(session: &Session, node: &Wanted, repository: &mut Option<Arc<Repository>>) -> Result<Option<Found>, Failure> {
     let (cluster, name) = (&node.cluster, &node.target.node);
     if let Some(options) = &node.target.server {
         let control = RedisControl::new(options.clone()).map_err(|error| node.failed(error))?;
         if control.look().await.map_err(|error| node.failed(error))?.is_some() {
             tracing::warn!(%cluster, node = %name, "its data directory is empty and its store runs: nothing is restored under it");
-            return Ok(());
+            return Ok(None);
         }
     }
     let repository = match repository {
@@ -220,17 +333,31 @@ async fn bring_back(
     let listed = repository.snapshots(cluster).await.map_err(|error| node.failed(error))?;
     if listed.is_empty() {
         tracing::warn!(%cluster, node = %name, "no snapshot of this cluster was ever taken: its store starts empty, for the first time");
-        return Ok(());
+        return Ok(None);
     }
     let query = SnapshotName::parse(&format!("{cluster}/{}", node.date), session.now())?;
     let chosen = session.choose(repository.as_ref(), &query).await.map_err(|failure| {
         let hint = failure.hint.as_ref().map(|hint| format!(" ({hint})")).unwrap_or_default();
         node.failed(format!("restore_date = {:?}: {failure}{hint}", node.date))
     })?;
+    Ok(Some((repository, listed, chosen)))
+}
+
+async fn bring_back(
+    session: &Session,
+    node: &Wanted,
+    repository: &mut Option<Arc<Repository>>,
+    state: &StateDirectory,
+    supervisor: &Supervisor,
+    stop: &watch::Receiver<bool>,
+) -> Result<(), Failure> {
+    let (cluster, name) = (&node.cluster, &node.target.node);
+    let found = unless_stopped(stop, find(session, node, repository)).await?;
+    let Some((repository, listed, chosen)) = found else { return Ok(()) };
     tracing::warn!(%cluster, node = %name, date = %chosen.date, directory = %node.directory.display(), "its data directory is empty: it is restored");
     let kept_before = restore::kept(cluster.as_str(), std::slice::from_ref(&node.target), state).await;
     let has_kept = !kept_before.map_err(|error| node.failed(format!("{error:#}")))?.is_empty();
-    place(session, node, repository, (&listed, &chosen), state, supervisor, is_interrupted).await?;
+    place(session, node, repository, (&listed, &chosen), state, supervisor, stop).await?;
     if !has_kept {
         // What was set aside is an empty directory: a rollback must not find it.
         let settled = restore::settle(cluster.as_str(), std::slice::from_ref(&node.target), state).await;
@@ -250,7 +377,7 @@ async fn place(
     (listed, chosen): (&[ListedSnapshot], &ListedSnapshot),
     state: &StateDirectory,
     supervisor: &Supervisor,
-    is_interrupted: &AtomicBool,
+    stop: &watch::Receiver<bool>,
 ) -> Result<(), Failure> {
     let wrong = |error: anyhow::Error| node.failed(format!("{error:#}"));
     let request = RestoreRequest {
@@ -277,7 +404,7 @@ async fn place(
     let total = prepared.plan.nodes.iter().map(|plan| plan.bytes).sum();
     let (placed, shown) = (prepared.placed(), format!("{}/{}", node.cluster, node.target.node));
     let on_step = |step| tracing::info!(node = shown, ?step, "a restore at the start goes on");
-    let is_cancelled = || is_interrupted.load(Ordering::Relaxed);
+    let is_cancelled = || *stop.borrow();
     let running = Box::pin(prepared.run(&on_step, &is_cancelled));
     tokio::pin!(running);
     let report = loop {
@@ -347,15 +474,20 @@ mod tests {
                 server: None,
                 agent: None,
             },
+            unplaced: None,
         };
-        assert!(is_vacant(&node("absent")).expect("looks"));
+        assert_eq!(found_in(&node("absent")).expect("looks"), None);
         let data = root.path().join("data");
         std::fs::create_dir_all(data.join("lost+found")).expect("makes");
-        assert!(is_vacant(&node("data")).expect("looks"));
+        assert_eq!(found_in(&node("data")).expect("looks"), None);
         std::fs::write(data.join("dump.rdb"), "").expect("writes");
-        assert!(!is_vacant(&node("data")).expect("looks"), "an empty file is one");
+        assert_eq!(found_in(&node("data")).expect("looks"), Some("dump.rdb".into()), "an empty file is one");
+        assert!(holds_next_to_nothing(&data));
+        std::fs::create_dir(data.join("appendonlydir")).expect("makes");
+        std::fs::write(data.join("appendonlydir/base.rdb"), [0; NEXT_TO_NOTHING as usize]).expect("writes");
+        assert!(!holds_next_to_nothing(&data), "somebody's data");
         std::os::unix::fs::symlink(root.path().join("nowhere"), root.path().join("link")).expect("links");
-        assert!(is_vacant(&node("link")).is_err(), "what it should lead to is away, and not empty");
-        assert!(is_vacant(&node("data/dump.rdb")).is_err(), "it is no directory");
+        assert!(found_in(&node("link")).is_err(), "what it should lead to is away, and not empty");
+        assert!(found_in(&node("data/dump.rdb")).is_err(), "it is no directory");
     }
 }

@@ -43,7 +43,13 @@ impl Proxy {
 
     /// Runs its stop command, also where it may be down already, and returns when nobody listens any more.
     pub async fn stop(&self) -> Result<(), RestoreError> {
-        run(&self.node, "stop_proxy command", &self.stop, self.limits.command).await?;
+        if let Err(error) = run(&self.node, "stop_proxy command", &self.stop, self.limits.command).await {
+            // Many a script fails where there is nothing to stop, as after a disaster.
+            if !matches!(self.admin.state().await, Ok(None)) {
+                return Err(error);
+            }
+            tracing::info!(node = self.node, %error, "its Dynomite is down, whatever its stop_proxy command says");
+        }
         let what = format!("its Dynomite did not end: somebody listens at {}", self.admin.base());
         self.wait(|state| matches!(state, Ok(None)), what, self.limits.gone).await
     }
@@ -88,4 +94,27 @@ pub(super) async fn answers(node: &str, site: &ProxySite) -> bool {
 fn admin(node: &str, site: &ProxySite) -> Option<Admin> {
     let made = Admin::new(node, &site.admin);
     made.inspect_err(|error| tracing::warn!(node, %error, "whether its Dynomite runs is not seen")).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stop_that_fails_is_fine_where_nobody_listens_and_only_there() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let site = ProxySite {
+            admin: format!("http://{}", listener.local_addr().expect("an address")),
+            stop: vec!["false".to_owned()],
+            start: vec!["true".to_owned()],
+            ..ProxySite::default()
+        };
+        let proxy = Proxy::of("n", &site, &ServerLimits::default()).expect("has both commands");
+        // It hangs up on everybody, and listens.
+        let answering = std::thread::spawn(move || drop(listener.accept()));
+        let error = proxy.stop().await.expect_err("it listens").to_string();
+        assert!(error.contains("stop_proxy command"), "{error}");
+        answering.join().expect("ends");
+        proxy.stop().await.expect("nobody listens");
+    }
 }

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use crate::support::agent::{Agent, free_port, said};
 use crate::support::command::Workplace;
 use crate::support::effort::{Random, effort, tell};
+use crate::support::mount::wait_for;
+use crate::support::redis::PATIENCE;
 use crate::support::store::Store;
 
 const KEYS: usize = 3000;
@@ -175,6 +177,24 @@ fn what_cannot_be_restored_ends_badly_and_what_need_not_be_is_left_alone() {
     work.configure(&elsewhere);
     restored(&work);
     assert!(beside(&store.data.join("x")).is_empty(), "it is a node of another host");
+    // A name that leads nowhere says nothing of where the node is.
+    let nameless = table(&store, "").replace("127.0.0.1", "node-1.invalid");
+    work.configure(&nameless);
+    refused("where it is could not be found out");
+    let said_so = |word: &str| format!("{nameless}restore_on_start = {word}\n");
+    work.configure(&said_so("false"));
+    restored(&work);
+    std::fs::write(store.data.join("dump.rdb"), "something").expect("writes");
+    work.configure(&nameless);
+    restored(&work);
+    // As a package leaves it that starts its server once.
+    work.configure(&table(&store, ""));
+    let text = restored(&work);
+    assert!(text.contains("holds next to nothing") && text.contains("dump.rdb"), "{text}");
+    std::fs::write(store.data.join("dump.rdb"), vec![0; 1 << 20]).expect("writes");
+    let text = restored(&work);
+    assert!(!text.contains("next to nothing"), "{text}");
+    std::fs::remove_file(store.data.join("dump.rdb")).expect("removes");
     work.configure(&table(&store, "").replace("restore_on_start = true", ""));
     assert_eq!(restore(&work).status.code(), Some(2), "nothing asks for it");
     work.configure(&table(&store, ""));
@@ -182,6 +202,27 @@ fn what_cannot_be_restored_ends_badly_and_what_need_not_be_is_left_alone() {
     store.start();
     assert_eq!(keys(&store), KEYS as u64);
     stop(&store);
+}
+
+#[test]
+fn one_that_is_told_to_stop_ends_badly_and_starts_nothing() {
+    let (store, work) = (Store::new("save \"\""), Workplace::new());
+    std::fs::remove_dir_all(&store.data).expect("removes");
+    // Its name is looked up for longer than this takes.
+    work.configure(&table(&store, "").replace("127.0.0.1", "node-1.invalid"));
+    let running = daemon(&work).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("tintyped starts");
+    let pid = rustix::process::Pid::from_child(&running);
+    let catches_it = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", running.id())).expect("a child");
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).expect("a mask");
+        u64::from_str_radix(caught.trim(), 16).expect("hexadecimal") & (1 << 14) != 0
+    };
+    wait_for("SIGTERM is caught", PATIENCE, catches_it);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a child");
+    let began = Instant::now();
+    let output = running.wait_with_output().expect("a child");
+    assert!(output.status.code() == Some(1) && said(&output).contains("told to stop"), "{:?} {}", output.status, said(&output));
+    assert!(began.elapsed() < PATIENCE && !store.data.exists());
 }
 
 #[test]

@@ -161,6 +161,11 @@ pub fn load(asked_for: Option<&Path>) -> Result<(Config, Option<PathBuf>), Failu
     Ok((parse(&text, &place)?, Some(place)))
 }
 
+/// A string as it stands in a configuration.
+pub fn quoted(text: &str) -> String {
+    toml::Value::from(text).to_string()
+}
+
 /// Parses the text of a configuration; `place` is for messages.
 pub fn parse(text: &str, place: &Path) -> Result<Config, Failure> {
     toml::from_str(text).map_err(|error| {

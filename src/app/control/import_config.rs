@@ -28,9 +28,10 @@ pub fn run(session: &Session, args: &ImportConfigArgs) -> Result<Exit, Failure> 
     // What we wrote we must be able to read.
     super::super::config::parse(&imported.text, args.output.as_deref().unwrap_or(Path::new("the configuration")))?;
     tell(session, &imported);
-    let Imported { cluster, unknown, unneeded, notes, .. } = &imported;
+    let Imported { cluster, unknown, foreign, unneeded, notes, .. } = &imported;
     let unneeded: Vec<_> = unneeded.iter().map(|(name, _)| name).collect();
-    let mut value = json!({"cluster": cluster, "unknown": unknown, "unneeded": unneeded, "notes": notes});
+    let mut value =
+        json!({"cluster": cluster, "unknown": unknown, "foreign_lines": foreign, "unneeded": unneeded, "notes": notes});
     match &args.output {
         Some(path) => {
             setup::write(path, &imported.text)?;
@@ -56,6 +57,9 @@ fn tell(session: &Session, imported: &Imported) {
     }
     for name in &imported.unknown {
         session.output.note(&format!("{name} is not known, and was passed over"));
+    }
+    for line in &imported.foreign {
+        session.output.note(&format!("line {line} is not understood, and was passed over"));
     }
     for note in &imported.notes {
         session.output.note(note);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use super::super::config::quoted;
 use super::super::control_args::{SetupArgs, SourceArgs};
 use super::super::failure::{Exit, Failure};
 use super::super::wiring::{ClusterNode, Session, redis_url};
@@ -76,11 +77,6 @@ fn ask(asks: bool, what: &str, default: &str) -> Result<String, Failure> {
     std::io::stdin().lock().read_line(&mut line).map_err(broken)?;
     let answer = line.trim();
     Ok(if answer.is_empty() { default.to_owned() } else { answer.to_owned() })
-}
-
-/// A TOML string: JSON's escapes are TOML's too.
-fn quoted(text: &str) -> String {
-    json!(text).to_string()
 }
 
 pub(super) fn write(path: &Path, text: &str) -> Result<(), Failure> {

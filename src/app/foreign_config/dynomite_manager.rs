@@ -5,9 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::json;
-
-use super::properties;
+use super::super::config::quoted;
+use super::properties::{self, Property};
 use crate::model::names::{ClusterName, NodeName};
 
 /// The store of what is written. As `dynomite`, the keys of a ring are written too; as `redis` they stand there as comments.
@@ -94,8 +93,10 @@ pub struct Imported {
     pub text: String,
     /// Name of the cluster.
     pub cluster: ClusterName,
-    /// Properties that we do not know: names alone.
+    /// Properties of Dynomite-manager that we do not know: names alone.
     pub unknown: Vec<String>,
+    /// Lines that are none of its properties: what they say is not told.
+    pub foreign: Vec<usize>,
     /// Properties that were set and have no counterpart, and why.
     pub unneeded: Vec<(String, &'static str)>,
     /// What the operator has to know.
@@ -125,17 +126,17 @@ impl Settings {
     }
 }
 
-/// A TOML string: JSON's escapes are TOML's too.
-fn quoted(text: &str) -> String {
-    json!(text).to_string()
-}
-
 /// Translates the text of a property file, for the node of that name and token. The error names what makes no sense.
 pub fn import(text: &str, node: &NodeName, token: Option<u64>) -> Result<Imported, String> {
-    let (mut unknown, mut unneeded, mut notes) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut unknown, mut foreign, mut unneeded, mut notes) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let mut found: BTreeMap<&'static str, (usize, String)> = BTreeMap::new();
-    for (name, value) in properties::parse(text)? {
+    for Property { line, name, value } in properties::parse(text)? {
         let split = PREFIXES.iter().enumerate().find_map(|(rank, prefix)| name.strip_prefix(prefix).map(|tail| (rank, tail)));
+        if split.is_none() {
+            // It may be a line of a key, or of a passphrase.
+            foreign.push(line);
+            continue;
+        }
         let known = split.and_then(|(rank, tail)| KNOWN.iter().find(|(known, ..)| *known == tail).map(|known| (rank, known)));
         let Some((rank, (tail, _, used))) = known else {
             unknown.push(name);
@@ -171,7 +172,7 @@ pub fn import(text: &str, node: &NodeName, token: Option<u64>) -> Result<Importe
     let cluster = settings.get("dyno.clustername");
     let cluster = ClusterName::new(cluster).map_err(|error| format!("dyno.clustername: {error}"))?;
     let text = written(&settings, &cluster, (node, token), &mut notes)?;
-    Ok(Imported { text, cluster, unknown, unneeded, notes })
+    Ok(Imported { text, cluster, unknown, foreign, unneeded, notes })
 }
 
 fn written(
@@ -369,12 +370,22 @@ mod tests {
     #[test]
     fn what_is_not_known_is_named_and_its_value_never_told() {
         let imported = imported(
-            "dbsidecar.aws.secret.password=hunter2\nother.thing=hunter3\nflorida.dyno.gossip.interval=10000\ndbsidecar.aws.ec2.roleassumption.arn=hunter4\n",
+            "dbsidecar.aws.secret.password=hunter2\nother.thing=hunter3\nflorida.dyno.gossip.interval=10000\ndbsidecar.aws.ec2.roleassumption.arn=hunter4\nhunter5\n",
         );
-        assert_eq!(imported.unknown, ["dbsidecar.aws.secret.password", "other.thing"]);
+        assert_eq!(imported.unknown, ["dbsidecar.aws.secret.password"]);
+        assert_eq!(imported.foreign, [2, 5]);
         let unneeded: Vec<_> = imported.unneeded.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(unneeded, ["florida.dyno.gossip.interval", "dbsidecar.aws.ec2.roleassumption.arn"]);
         assert!(!format!("{imported:?}").contains("hunter"), "{imported:?}");
+    }
+
+    #[test]
+    fn whatever_stands_in_a_property_is_a_string_of_the_configuration() {
+        for value in ["/a\u{7f}b", "/a\"b'c", "/a\\\\b", "/a\\tb"] {
+            let imported = imported(&format!("dm.dyno.persistence.directory={value}\n"));
+            let expected = value.replace("\\\\", "\\").replace("\\t", "\t");
+            assert_eq!(parsed(&imported).2.data_directory.as_deref(), Some(Path::new(&expected)), "{}", imported.text);
+        }
     }
 
     #[test]

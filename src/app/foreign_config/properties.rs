@@ -3,8 +3,19 @@
 use std::iter::Peekable;
 use std::str::Chars;
 
-/// Names and values in the order of the file; of a name that comes twice both.
-pub fn parse(text: &str) -> Result<Vec<(String, String)>, String> {
+/// A name and its value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Property {
+    /// Where it begins, from 1.
+    pub line: usize,
+    /// As written, without escapes.
+    pub name: String,
+    /// The same.
+    pub value: String,
+}
+
+/// In the order of the file; of a name that comes twice both.
+pub fn parse(text: &str) -> Result<Vec<Property>, String> {
     let mut found = Vec::new();
     let mut lines = text.lines().enumerate();
     while let Some((number, line)) = lines.next() {
@@ -17,7 +28,8 @@ pub fn parse(text: &str) -> Result<Vec<(String, String)>, String> {
             line.pop();
             line.push_str(lines.next().map_or("", |(_, next)| next.trim_start()));
         }
-        found.push(pair(&line).map_err(|reason| format!("line {}: {reason}", number + 1))?);
+        let (name, value) = pair(&line).map_err(|reason| format!("line {}: {reason}", number + 1))?;
+        found.push(Property { line: number + 1, name, value });
     }
     Ok(found)
 }
@@ -65,7 +77,7 @@ mod tests {
     #[test]
     fn names_and_values_are_read_as_java_reads_them() {
         let text = "# a comment\n! another\n\na=1\n  b : 2\nc 3\nd=\\\n   con\\\n tinued\ne\\:f=g\\u0041\\t=\nh\nurl=http://x:1/?a=b\nlast=\\\\\n";
-        let pairs: Vec<_> = parse(text).expect("reads");
+        let properties = parse(text).expect("reads");
         let expected = [
             ("a", "1"),
             ("b", "2"),
@@ -76,11 +88,13 @@ mod tests {
             ("url", "http://x:1/?a=b"),
             ("last", "\\"),
         ];
-        let pairs: Vec<_> = pairs.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let pairs: Vec<_> = properties.iter().map(|property| (property.name.as_str(), property.value.as_str())).collect();
         assert_eq!(pairs, expected);
         for bad in ["a=\\u12", "x=1\na=\\u12G4"] {
             assert!(parse(bad).is_err(), "{bad}");
         }
-        assert_eq!(parse("x\\").expect("reads"), [("x".to_owned(), String::new())]);
+        assert_eq!(parse("x\\").expect("reads"), [Property { line: 1, name: "x".to_owned(), value: String::new() }]);
+        let lines: Vec<_> = properties.iter().map(|property| property.line).collect();
+        assert_eq!(lines, [4, 5, 6, 7, 10, 11, 12, 13], "where each begins");
     }
 }
