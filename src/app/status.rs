@@ -58,6 +58,9 @@ pub struct SnapshotStanding {
     /// Who makes it and since when, while it is being made.
     #[serde(skip)]
     pub maker: Option<(Writer, Timestamp)>,
+    /// Only an intent tells of it: it may have ended, and nobody could write that down.
+    #[serde(skip)]
+    pub is_claim: bool,
     /// Each node: processing, completed, missing or failed.
     pub nodes: BTreeMap<NodeName, NodeOutcome>,
 }
@@ -67,11 +70,11 @@ impl SnapshotStanding {
     pub fn processing(uuid: SnapshotId, cluster: ClusterName, nodes: &[NodeName]) -> Self {
         let nodes = nodes.iter().map(|name| (name.clone(), NodeOutcome::empty(NodeStatus::Processing, None))).collect();
         let status = OverallStatus::Processing;
-        Self { uuid, cluster, restored_into: None, date: None, status, reason: None, maker: None, nodes }
+        Self { uuid, cluster, restored_into: None, date: None, status, reason: None, maker: None, is_claim: false, nodes }
     }
 
     fn announced(cluster: ClusterName, intent: Intent, now: Timestamp) -> Self {
-        let mut standing = Self::processing(intent.uuid, cluster, &intent.nodes);
+        let mut standing = Self { is_claim: true, ..Self::processing(intent.uuid, cluster, &intent.nodes) };
         if intent.is_alive(now) {
             standing.maker = Some((intent.writer, intent.started_at));
             return standing;
@@ -107,6 +110,7 @@ impl SnapshotStanding {
             status,
             reason: None,
             maker: None,
+            is_claim: false,
             nodes: nodes.collect(),
         }
     }
@@ -149,7 +153,7 @@ impl From<RunRecord> for SnapshotStanding {
             RunStatus::Failed => OverallStatus::Failed,
         };
         let RunRecord { uuid, cluster, restored_into, date, reason, nodes, .. } = run;
-        Self { uuid, cluster, restored_into, date, status, reason, maker: None, nodes }
+        Self { uuid, cluster, restored_into, date, status, reason, maker: None, is_claim: false, nodes }
     }
 }
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::lease::LeaseGuard;
 use super::repository::Repository;
 use super::seal::SealType;
-use super::writer::{RENEWAL, Writer, expiry};
+use super::writer::{RENEWAL, RETRY, Writer, expiry};
 use super::{Lease, RepoError, RunRecord, layout};
 use crate::base::Clock;
 use crate::model::ids::SnapshotId;
@@ -43,9 +43,13 @@ fn own(writer: Writer, uuid: SnapshotId, parent: Option<SnapshotId>, nodes: Vec<
 }
 
 impl Intent {
-    /// The writer may still be at work: not past its expiry, and not a process of this boot that is known to be gone.
+    /// The writer may still be at work: not past its expiry, and not a process of this boot that is known to be gone. One that
+    /// runs is no proof: a daemon outlives its runs, and may have been unable to take the intent of one back.
     pub fn is_alive(&self, now: Timestamp) -> bool {
-        self.writer.runs().unwrap_or(now < self.expires_at)
+        match self.writer.runs() {
+            Some(false) => false,
+            Some(true) | None => now < self.expires_at,
+        }
     }
 }
 
@@ -54,6 +58,7 @@ impl Intent {
 pub struct IntentGuard {
     repository: Arc<Repository>,
     key: String,
+    clock: Arc<dyn Clock>,
     renewal: tokio::task::JoinHandle<()>,
 }
 
@@ -64,11 +69,21 @@ impl Drop for IntentGuard {
 }
 
 impl IntentGuard {
-    /// Removes the intent: the work is over, well or badly.
+    /// Removes the intent: the work is over, well or badly. Where that fails it is tried again for as long as the intent may last.
     pub async fn release(self) {
         self.renewal.abort();
         if let Err(error) = self.repository.store().delete(&self.key).await {
-            tracing::warn!(%error, "the intent could not be removed and will expire by itself");
+            tracing::warn!(%error, "the intent could not be removed; it is tried again, and it will expire by itself");
+            let (repository, key, clock) = (self.repository.clone(), self.key.clone(), self.clock.clone());
+            let ends = expiry(Timestamp(clock.wall_us()));
+            tokio::spawn(async move {
+                while Timestamp(clock.wall_us()) < ends {
+                    clock.sleep(RETRY).await;
+                    if repository.store().delete(&key).await.is_ok() {
+                        return;
+                    }
+                }
+            });
         }
     }
 }
@@ -186,11 +201,11 @@ impl Repository {
             self.record_death(RunRecord::of_the_dead(cluster, began, &other.writer, &other.nodes, now)).await?;
         }
         let repository = self.clone();
-        let (renewed, scope) = (key.clone(), cluster.clone());
+        let (renewed, scope, own) = (key.clone(), cluster.clone(), clock.clone());
         let renewal = tokio::spawn(async move {
             loop {
-                clock.sleep(RENEWAL).await;
-                intent.expires_at = expiry(Timestamp(clock.wall_us()));
+                own.sleep(RENEWAL).await;
+                intent.expires_at = expiry(Timestamp(own.wall_us()));
                 if let Err(error) =
                     repository.put_sealed(&renewed, SealType::Intent, scope.as_str(), &intent, PutMode::Replace).await
                 {
@@ -198,7 +213,7 @@ impl Repository {
                 }
             }
         });
-        Ok(IntentGuard { repository: self.clone(), key, renewal })
+        Ok(IntentGuard { repository: self.clone(), key, clock, renewal })
     }
 }
 
@@ -207,10 +222,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_that_is_gone_is_dead_at_once_and_a_stranger_when_expired() {
+    fn a_process_that_is_gone_is_dead_at_once_and_everybody_else_when_expired() {
         let now = Timestamp(1_000_000_000);
         let mine = own(Writer::this_process(), SnapshotId::nil(), None, Vec::new(), now);
-        assert!(mine.is_alive(now) && mine.is_alive(mine.expires_at), "it is seen to run");
+        // It is seen to run, and may all the same have given up what this claims.
+        assert!(mine.is_alive(now) && !mine.is_alive(mine.expires_at));
         let gone = Writer { process_started: mine.writer.process_started + 1, ..mine.writer.clone() };
         assert!(!Intent { writer: gone, ..mine.clone() }.is_alive(now));
         let stranger = Intent { writer: Writer { host: "elsewhere".to_owned(), ..mine.writer.clone() }, ..mine };

@@ -4,8 +4,9 @@
 //! counts the epoch up by one; it stays when it is given back, so that no epoch comes twice. It is renewed while its
 //! holder lives and ends by itself when that is gone.
 //!
-//! **Invariants.** Of all that take it at the same time one has it. Nobody takes it from a process that is seen to run, nor from
-//! one elsewhere that renews it: clocks of two hosts are not compared where that would decide, the lease is watched instead.
+//! **Invariants.** Of all that take it at the same time one has it. Nobody takes it from one that renews it: clocks of two hosts
+//! are not compared where that would decide, the lease is watched instead. That its process is seen to run is no sign that it
+//! is held: a daemon outlives its runs, and what one of them could not give back must not stay taken until it ends.
 //! A holder that was slow enough to lose it learns so at [`LeaseGuard::confirm`], a conditional put as well.
 //!
 //! **Not here**: stores that keep no conditions, see [`Repository::keeps_conditions`]; there only advice is left (`intent`).
@@ -18,7 +19,7 @@ use tokio::sync::{Mutex, watch};
 
 use super::repository::Repository;
 use super::seal::SealType;
-use super::writer::{RENEWAL, Writer, expiry};
+use super::writer::{RENEWAL, RETRY, Writer, expiry};
 use super::{RepoError, layout};
 use crate::base::Clock;
 use crate::model::ids::SnapshotId;
@@ -26,8 +27,6 @@ use crate::model::names::ClusterName;
 use crate::model::time::Timestamp;
 use crate::object::{ObjectError, ObjectVersion, PutMode};
 
-/// After a renewal that the store did not answer.
-const RETRY: Duration = Duration::from_secs(5);
 /// A lease that stays as it is for so long is not renewed any more: one renewal, one that failed, and some time.
 const WATCH: Duration = Duration::from_secs(45);
 /// Whoever meets another one so often tries later.
@@ -64,11 +63,11 @@ impl Lease {
     fn standing(&self, now: Timestamp) -> Standing {
         match self.writer.runs() {
             _ if self.is_released => Standing::Over,
-            Some(true) => Standing::Held,
             Some(false) => Standing::Over,
-            // Its holder has left out two renewals where it is watched: so it is another's as soon as it is over.
-            None if until_watched(now) < self.expires_at && self.expires_at <= expiry(now) => Standing::Held,
-            None => Standing::Unsure,
+            // Its holder has left out two renewals where it is watched: so it is another's as soon as it is over. A process that
+            // runs may have given it up without a store to tell so.
+            _ if until_watched(now) < self.expires_at && self.expires_at <= expiry(now) => Standing::Held,
+            _ => Standing::Unsure,
         }
     }
 }
@@ -136,18 +135,34 @@ impl LeaseGuard {
         self.place.renew(false).await
     }
 
-    /// Gives it back. Where that fails it expires.
+    /// Gives it back. Where that fails it is tried again for as long as the lease would last; then it expires.
     pub async fn release(self) {
         self.renewal.abort();
-        match self.place.renew(true).await {
-            // Whoever has it now needs nothing of us.
-            Ok(()) | Err(RepoError::Conflict { .. }) => {}
-            Err(error) => tracing::warn!(%error, "the lease could not be given back and will expire by itself"),
+        let ends = self.place.held.lock().await.lease.expires_at;
+        if let Err(error) = self.place.give_back().await {
+            tracing::warn!(%error, "the lease could not be given back; it is tried again, and it will expire by itself");
+            let place = self.place.clone();
+            tokio::spawn(async move {
+                while Timestamp(place.clock.wall_us()) < ends {
+                    place.clock.sleep(RETRY).await;
+                    if place.give_back().await.is_ok() {
+                        return;
+                    }
+                }
+            });
         }
     }
 }
 
 impl Place {
+    async fn give_back(&self) -> Result<(), RepoError> {
+        match self.renew(true).await {
+            // Whoever has it now needs nothing of us.
+            Ok(()) | Err(RepoError::Conflict { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn renew(&self, is_released: bool) -> Result<(), RepoError> {
         let mut held = self.held.lock().await;
         let lease = Lease { expires_at: expiry(Timestamp(self.clock.wall_us())), is_released, ..held.lease.clone() };

@@ -59,11 +59,55 @@ async fn a_process_that_is_gone_holds_nothing_and_the_next_one_knows_whose_it_wa
     let (clock, uuid) = (clock(), SnapshotId::new_v4());
     // Dropped and not given back: as after kill -9.
     drop(repository.take_lease(&cluster(), uuid, clock.clone()).await.expect("is free"));
-    clock.advance(10 * LIFETIME);
-    repository.take_lease(&cluster(), SnapshotId::new_v4(), clock.clone()).await.expect_err("this process is seen to run");
+    repository.take_lease(&cluster(), SnapshotId::new_v4(), clock.clone()).await.expect_err("it may be at work");
     repository.move_lease(&cluster(), dead).await;
     let next = repository.take_lease(&cluster(), SnapshotId::new_v4(), clock).await.expect("it is over");
     assert_eq!((next.epoch(), next.predecessor().map(|lease| lease.uuid)), (2, Some(uuid)));
+}
+
+#[tokio::test]
+async fn what_a_process_that_runs_has_given_up_is_watched_and_another_s() {
+    let repository = repository(Arc::new(MemoryStore::new())).await;
+    let (clock, uuid) = (clock(), SnapshotId::new_v4());
+    // Dropped in a process that goes on, as after a panic: that it is seen to run must hold nobody up until it ends.
+    drop(repository.take_lease(&cluster(), uuid, clock.clone()).await.expect("is free"));
+    clock.advance(10 * LIFETIME);
+    let began = clock.monotonic();
+    let next = take(&repository, &clock).await.expect("nobody renews it");
+    assert!(clock.monotonic() - began >= WATCH, "it was not watched");
+    assert_eq!((next.epoch(), next.predecessor().map(|lease| lease.uuid)), (2, Some(uuid)));
+}
+
+#[tokio::test]
+async fn a_process_that_runs_and_renews_keeps_it_far_beyond_its_first_end() {
+    let repository = repository(Arc::new(MemoryStore::new())).await;
+    let clock = clock();
+    let held = repository.take_lease(&cluster(), SnapshotId::new_v4(), clock.clone()).await.expect("is free");
+    for _ in 0..3 {
+        let before = stored(&repository).await.expires_at;
+        until(&clock, || async { stored(&repository).await.expires_at > before }).await;
+        let error = take(&repository, &clock).await.expect_err("it is renewed");
+        assert!(matches!(error, RepoError::Conflict { .. }), "{error}");
+    }
+    held.confirm().await.expect("nobody took it");
+}
+
+#[tokio::test]
+async fn what_a_store_that_was_away_did_not_take_back_is_given_back_when_it_answers() {
+    let store = Arc::new(FaultyStore::new(Arc::new(MemoryStore::new())));
+    let repository = repository(store.clone()).await;
+    let clock = clock();
+    let held = repository.take_lease(&cluster(), SnapshotId::new_v4(), clock.clone()).await.expect("is free");
+    let away = ObjectError::Unavailable { key: "lease".to_owned(), reason: "503".to_owned() };
+    store.add(Rule::nth(Operation::Put, 1, Fault::Fail(away.clone())).on_key("_lease"));
+    store.add(Rule::nth(Operation::Put, 2, Fault::Fail(away)).on_key("_lease"));
+    let began = clock.monotonic();
+    held.release().await;
+    assert!(!stored(&repository).await.is_released);
+    until(&clock, || async { stored(&repository).await.is_released }).await;
+    assert!(clock.monotonic() - began < WATCH, "{:?}", clock.monotonic() - began);
+    let next = repository.take_lease(&cluster(), SnapshotId::new_v4(), clock).await.expect("was given back");
+    assert_eq!((next.epoch(), next.predecessor()), (2, None));
 }
 
 #[tokio::test]

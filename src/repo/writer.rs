@@ -9,6 +9,8 @@ use crate::model::time::Timestamp;
 
 /// What a writer claims is renewed this often …
 pub(super) const RENEWAL: Duration = Duration::from_secs(30);
+/// … after a renewal that the store did not answer so much later …
+pub(super) const RETRY: Duration = Duration::from_secs(5);
 /// … and over this long after the last renewal: four misses.
 pub(super) const LIFETIME: Duration = Duration::from_secs(120);
 

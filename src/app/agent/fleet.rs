@@ -72,6 +72,11 @@ impl Runs {
     fn lock(&self) -> MutexGuard<'_, RunTable> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// A run of this process that failed, whatever the repository came to hear of it.
+    fn failed(&self, uuid: SnapshotId) -> Option<SnapshotStanding> {
+        self.lock().failed.iter().find(|failed| failed.uuid == uuid).cloned()
+    }
 }
 
 /// A run's place among those under way; it is free again when this is dropped, also after a panic.
@@ -198,7 +203,9 @@ impl Work {
         let cluster = &self.request.cluster;
         // The lease decides; but whoever asks is to be told at once. What cannot be read keeps nobody from anything.
         let intents = repository.intents(cluster).await.unwrap_or_default();
-        if let Some(other) = intents.into_iter().find(|intent| intent.is_alive(self.session.now())) {
+        // An own run that failed with the store away may have left one behind: it claims nothing any more.
+        let is_at_work = |intent: &Intent| intent.is_alive(self.session.now()) && self.place.runs.failed(intent.uuid).is_none();
+        if let Some(other) = intents.into_iter().find(is_at_work) {
             let Intent { uuid, writer, started_at, .. } = other;
             let message = format!("cluster {cluster}: snapshot {uuid} is being made by {writer} since {started_at}");
             return Err(Failure::new("conflict", message).hint("ask how that one fares, and again when it has ended"));
@@ -308,15 +315,13 @@ impl FleetService for HostFleet {
             let (session, repository) = self.opened().await?;
             status::standing(&repository, uuid, session.now()).await
         };
-        let found = found.await;
-        if let Ok(Some(standing)) = &found {
-            return Ok(standing.value());
-        }
-        let known = self.runs.lock().failed.iter().find(|failed| failed.uuid == uuid).map(SnapshotStanding::value);
-        match (known, found) {
-            (Some(known), _) => Ok(known),
+        match (self.runs.failed(uuid), found.await) {
+            // What is written down counts; an intent may be what such a run could not take back.
+            (Some(_), Ok(Some(standing))) if !standing.is_claim => Ok(standing.value()),
+            (Some(known), _) => Ok(known.value()),
+            (None, Ok(Some(standing))) => Ok(standing.value()),
             (None, Err(failure)) => Err(failure.into()),
-            (None, Ok(_)) => {
+            (None, Ok(None)) => {
                 let message = format!("nothing is known of snapshot {uuid}");
                 Err(refusal(FleetErrorKind::NotFound, "not_found", message, "see /v1/clusters for what there is"))
             }
