@@ -6,7 +6,7 @@ import time
 
 from .cases import PHASES, ROUND_TRIP_SECONDS, SLOW_UPLOAD, claim, tell
 from .network import wait_until
-from .redis import Client, counters
+from .redis import Client, counters, key_on
 from .world import CLUSTER, CONTROL, PAUSE_SECONDS, SECOND, STORE
 
 # Without a pause nearly every snapshot is torn: as many without one would be a harness that does not see.
@@ -115,6 +115,64 @@ def restore(bed):
     world.run("verify", CLUSTER, "--depth", "hashed", "--quiet")
     scene.write()
     return f"{count} snapshots under writers, 0 violations, median pause {sorted(pauses)[count // 2] / 1000:.1f} ms; digests equal after a restore"
+
+
+RESTORE = ("restore", f"{CLUSTER}/latest", "--yes", "--confirm", CLUSTER)
+
+
+def back(bed):
+    """All nodes are restored in their places by the agents of their hosts; an agent that dies in it leaves all of them old or all restored."""
+    scene = bed.near()
+    scene.fresh("back")
+    scene.hush()
+    world = scene.world
+
+    def mark(value):
+        for shard, node in enumerate(world.nodes):
+            with world.client(node) as client:
+                client.ask("SET", key_on(shard, len(world.nodes), "mark"), value)
+
+    def held():
+        found = []
+        for shard, node in enumerate(world.nodes):
+            with world.client(node) as client:
+                found.append(client.ask("GET", key_on(shard, len(world.nodes), "mark")).decode())
+        return found
+
+    def digests():
+        found = []
+        for node in world.nodes:
+            with world.client(node) as client:
+                found.append(digest(client))
+        return found
+
+    mark("stored")
+    world.snapshot()
+    wanted = digests()
+    mark("newer")
+    restored = world.command(*RESTORE)
+    claim(restored.wait(300) == 0, f"the restore: {restored.text()}{restored.result}")
+    world.wait_for_ring()
+    claim(digests() == wanted, "what was restored in place is not what was stored")
+    outcomes = []
+    steps = ("stage", "stop", "swap", "start") * bed.effort(1, 5)
+    for step in steps:
+        mark("newer")
+        restored = world.command(*RESTORE)
+        claim(restored.comes_to(step), f"it never came to {step}: {restored.text()}")
+        time.sleep(bed.random.uniform(0, 0.05))
+        victim = bed.random.choice(world.nodes)
+        world.kill_agent(victim)
+        world.start_agent(victim)
+        code = restored.wait(300)
+        wait_until(90, f"{step}: all nodes answer", lambda: all(world.is_up(node) for node in world.nodes))
+        world.wait_for_ring()
+        value = "stored" if code == 0 else "newer"
+        claim(held() == [value] * len(world.nodes), f"{step}, the agent of {victim.name} killed, exit code {code}: {held()}: {restored.text()}{restored.result}")
+        outcomes.append(f"{step}: all {value}")
+    world.run("settle", CLUSTER, "--yes", codes=(0, 4))
+    scene.write()
+    return f"six nodes restored in place, digests equal; an agent killed at {', '.join(outcomes)}"
 
 
 def without_pause(scene, random):
@@ -356,5 +414,5 @@ def lease(bed):
 
 
 # In this order; those beside run in a world of their own while the others do, since they wait most of the time.
-CASES = {case.__name__: case for case in (restore, skew, far, agents, hosts, store, coordinator, lease)}
-BESIDE = ("lease",)
+CASES = {case.__name__: case for case in (restore, back, skew, far, agents, hosts, store, coordinator, lease)}
+BESIDE = ("back", "lease")

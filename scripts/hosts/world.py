@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -74,6 +75,14 @@ class Snapshot:
                     if word in line:
                         return at
                 self.is_told.wait()
+
+    def comes_to(self, step, limit=60):
+        """Waits until it says that it begins a step, which is a line of its own; whether it did."""
+        with self.is_told:
+            return self.is_told.wait_for(lambda: any(line == step or line is None for _, line in self.notes), limit) and self.has_begun(step)
+
+    def has_begun(self, step):
+        return any(line == step for _, line in self.notes)
 
     def has_said(self, word):
         with self.is_told:
@@ -214,13 +223,26 @@ class World:
             if status != 200:
                 raise RuntimeError(f"the object store answers {method} {path} with {status}")
 
-    def start_redis(self, node):
-        directory = self.path(node.name)
-        os.makedirs(directory)
+    def redis_words(self, node):
         compression = ["--rdbcompression", "no"] if self.is_for_figures else []
-        return self.spawn(node, "redis", self.tools.redis, *compression, "--port", str(PORT), "--bind", "0.0.0.0", "--protected-mode", "no", "--dir", directory,
-                          "--cluster-enabled", "yes", "--cluster-node-timeout", str(CLUSTER_TIMEOUT_MS), "--save", "",
-                          "--enable-debug-command", "local")
+        return [self.tools.redis, *compression, "--port", str(PORT), "--bind", "0.0.0.0", "--protected-mode", "no",
+                "--dir", self.path(node.name), "--pidfile", self.path(f"{node.name}.pid"),
+                "--cluster-enabled", "yes", "--cluster-node-timeout", str(CLUSTER_TIMEOUT_MS), "--save", "",
+                "--enable-debug-command", "local"]
+
+    def start_redis(self, node):
+        os.makedirs(self.path(node.name))
+        return self.spawn(node, "redis", *self.redis_words(node))
+
+    def end_restored(self, node):
+        """A server that an agent has started is nobody's child: it is found by what it wrote down, and by its directory."""
+        try:
+            with open(self.path(f"{node.name}.pid"), encoding="ascii") as file:
+                process = int(file.read())
+            if os.readlink(f"/proc/{process}/cwd") == self.path(node.name):
+                os.kill(process, signal.SIGKILL)
+        except (OSError, ValueError):
+            pass  # it is gone already
 
     def join(self):
         """Makes one Redis Cluster of the six."""
@@ -290,7 +312,18 @@ discover = "redis://{known}:{PORT}"
 agent = "https://{{host}}:{AGENT_PORT}"
 max_pause = "{PAUSE_SECONDS:g}s"
 {self.limits}
+{"".join(self.table(node) for node in self.nodes)}
 """)
+
+    def table(self, node):
+        """How a node is restored by its agent: by its own protocol it is stopped, and started as it was."""
+        start = json.dumps([*self.redis_words(node), "--daemonize", "yes", "--logfile", self.path(f"{node.name}-restored.log")])
+        return f"""
+[clusters.{CLUSTER}.nodes."{self.node_name(node)}"]
+address = "redis://{node.address}:{PORT}"
+data_directory = "{self.path(node.name)}"
+start = {start}
+"""
 
     def config(self, host):
         return self.path("configurations", host.name, "tintype.toml")
@@ -333,6 +366,20 @@ max_pause = "{PAUSE_SECONDS:g}s"
         snapshot = Snapshot(self.words(host, "snapshot", CLUSTER, *arguments), self.environment)
         self.running.append(snapshot)
         return snapshot
+
+    def command(self, *arguments, host=CONTROL):
+        """Another command that runs, and says what it does."""
+        command = Snapshot(self.words(host, *arguments), self.environment)
+        self.running.append(command)
+        return command
+
+    def is_up(self, node):
+        """It has loaded, and answers."""
+        try:
+            with self.client(node) as client:
+                return client.ask("PING") == "PONG"
+        except (OSError, RuntimeError):
+            return False
 
     def snapshot(self, *arguments, host=CONTROL):
         """A snapshot that has to succeed: its report."""
@@ -384,5 +431,7 @@ max_pause = "{PAUSE_SECONDS:g}s"
             process.kill()
         for process in self.processes:
             process.wait()
+        for node in self.nodes:
+            self.end_restored(node)
         self.network.end()
 
