@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use axum::extract::{Path, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{Method, StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -55,6 +55,17 @@ pub enum ManagerCall {
     Consistency,
     HashTag,
     Version,
+}
+
+impl ManagerCall {
+    /// It does something, and does not only tell.
+    fn changes(self) -> bool {
+        use ManagerCall::*;
+        match self {
+            Start | Stop | StartStorageProcess | StopStorageProcess | Backup | Restore | TakeSnapshot => true,
+            Status | ClusterDescribe | GetSeeds | Consistency | HashTag | Version => false,
+        }
+    }
 }
 
 /// Each name, in lower case, and what it asks for.
@@ -113,6 +124,8 @@ impl From<FleetError> for ManagerError {
 pub trait ManagerService: Send + Sync + Debug {
     /// Carries a call out, however long that takes.
     async fn call(&self, call: ManagerCall) -> Result<ManagerAnswer, ManagerError>;
+    /// Ends what is under way in order, and begins nothing any more.
+    async fn close(&self);
 }
 
 impl IntoResponse for ManagerError {
@@ -141,8 +154,11 @@ pub async fn serve(
 ) -> std::io::Result<()> {
     let handle = Handle::new();
     let stopping = handle.clone();
+    let closed = service.clone();
     let stopped = tokio::spawn(async move {
         stop.await;
+        // Whoever asked for what is under way is told how it ended.
+        closed.close().await;
         stopping.graceful_shutdown(Some(STOP_LIMIT));
     });
     let mut server = axum_server::from_tcp(listener)?.handle(handle);
@@ -182,7 +198,7 @@ async fn refuse_other_hosts(request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-async fn answer(State(service): State<Arc<dyn ManagerService>>, Path(name): Path<String>) -> Response {
+async fn answer(method: Method, State(service): State<Arc<dyn ManagerService>>, Path(name): Path<String>) -> Response {
     let name = name.trim_end_matches('/').to_ascii_lowercase();
     if PLACEHOLDERS.contains(&name.split('/').next().unwrap_or_default()) {
         return ManagerError::NotHere(format!("{name} never did anything, and does not here")).into_response();
@@ -190,8 +206,12 @@ async fn answer(State(service): State<Arc<dyn ManagerService>>, Path(name): Path
     let Some((_, call)) = CALLS.iter().find(|(known, _)| *known == name) else {
         return nothing(&format!("{name:?} is not known"));
     };
-    // Whoever hangs up must not stop it in the middle.
     let call = *call;
+    // The router takes HEAD for GET, and who asks for it wants nothing done.
+    if method != Method::GET && call.changes() {
+        return StatusCode::METHOD_NOT_ALLOWED.into_response();
+    }
+    // Whoever hangs up must not stop it in the middle.
     match tokio::spawn(async move { service.call(call).await }).await {
         Ok(Ok(ManagerAnswer::Json(value))) => Json(value).into_response(),
         Ok(Ok(ManagerAnswer::Text(text))) => text.into_response(),

@@ -5,17 +5,20 @@ use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::support::agent::{Agent, free_port, private, said};
 use crate::support::command::Workplace;
+use crate::support::dynomite::{Node, Ring, RingPlan, TOKENS};
+use crate::support::mount::wait_for;
 use crate::support::redis::PATIENCE;
 use crate::support::store::Store;
 
 const RING: &str = r#"{"dcs":[{"name":"dc","racks":[{"name":"rack-1","servers":[{"name":"127.0.0.1","host":"127.0.0.1","port":8101,"token":12345}]}]}]}"#;
 
-/// A stand-in for the admin port of Dynomite: it answers 200 to every path, and nothing at all unless `alive` is there.
+/// A stand-in for the admin port of Dynomite: it answers 200 to every path, and listens only while `alive` is there.
 struct AdminStandIn {
     port: u16,
     over: Arc<AtomicBool>,
@@ -23,19 +26,26 @@ struct AdminStandIn {
 
 impl AdminStandIn {
     fn start(alive: PathBuf) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = listener.local_addr().expect("an address").port();
+        let port = free_port();
         let over: Arc<AtomicBool> = Arc::default();
         let ended = over.clone();
         std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                if ended.load(Ordering::SeqCst) {
-                    return;
+            let mut listener = None;
+            while !ended.load(Ordering::SeqCst) {
+                if !alive.exists() {
+                    listener = None;
+                } else if listener.is_none() {
+                    listener = TcpListener::bind(("127.0.0.1", port)).ok();
                 }
-                let Ok(mut stream) = stream else { return };
-                if alive.exists() {
-                    let _hung_up = Self::answer(&mut stream);
-                }
+                let Some(Ok((mut stream, _))) = listener.as_ref().map(|listener| {
+                    listener.set_nonblocking(true).expect("sets");
+                    listener.accept()
+                }) else {
+                    std::thread::sleep(Duration::from_millis(2));
+                    continue;
+                };
+                stream.set_nonblocking(false).expect("sets");
+                let _hung_up = Self::answer(&mut stream);
             }
         });
         Self { port, over }
@@ -66,8 +76,22 @@ impl AdminStandIn {
 impl Drop for AdminStandIn {
     fn drop(&mut self) {
         self.over.store(true, Ordering::SeqCst);
-        let _wakes_it = TcpStream::connect(("127.0.0.1", self.port));
     }
+}
+
+/// Status and body of the answer to a request.
+fn ask(port: u16, request: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("connects");
+    stream.set_read_timeout(Some(PATIENCE * 3)).expect("sets");
+    stream.write_all(request.as_bytes()).expect("asks");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("{answer:?}"));
+    (status, answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
+}
+
+fn get(port: u16, path: &str) -> (u16, String) {
+    ask(port, &format!("GET {path} HTTP/1.0\r\nHost: 127.0.0.1:8080\r\n\r\n"))
 }
 
 struct Host<'a> {
@@ -87,6 +111,11 @@ impl<'a> Host<'a> {
         Self { store, work, port: free_port(), _admin: admin, agent: None, alive }
     }
 
+    /// A start of the store waits for this to go away, and says that it began.
+    fn hold(&self) -> (PathBuf, PathBuf) {
+        (self.work.path("hold"), self.work.path("began"))
+    }
+
     fn start(&mut self, more: &str) {
         self.agent = None;
         let (store, alive) = (self.store, &self.alive);
@@ -95,31 +124,28 @@ impl<'a> Host<'a> {
             "[agent.dynomite_manager]\ncluster = \"ring\"\nnode = \"host-1\"\nlisten = \"127.0.0.1:{}\"\nadmin = \"http://127.0.0.1:{}\"\nstart = [\"touch\", {alive:?}]\nstop = [\"rm\", {alive:?}]\n{more}\n",
             self.port, self._admin.port
         );
+        let (hold, began) = self.hold();
+        let lines =
+            format!("touch {began:?}; while [ -e {hold:?} ]; do sleep 0.01; done; exec {:?}", script("start")).replace('"', "'");
+        // A second of one megabyte is long enough to be met by another one.
         let clusters = format!(
-            "[clusters.ring.nodes.host-1]\naddress = \"127.0.0.1:{}\"\ndata_directory = {:?}\nstop = [{:?}]\nstart = [{:?}]\n",
+            "[clusters.ring]\nlimits = {{ bandwidth = \"1MiB\" }}\n[clusters.ring.nodes.host-1]\naddress = \"127.0.0.1:{}\"\ndata_directory = {:?}\nstop = [{:?}]\nstart = [\"sh\", \"-c\", {lines:?}]\n",
             store.port,
             store.data,
             script("stop"),
-            script("start")
         );
         private(&self.work.path("token"), "a token");
-        let name = format!("manager-{}", more.len());
+        let name = format!("manager-{}-{}", more.len(), self.port);
         let keys = format!("token_file = {:?}\n{keys}", self.work.path("token"));
         self.agent = Some(Agent::start(self.work, &name, &keys, &clusters));
     }
 
     fn raw(&self, request: &str) -> (u16, String) {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("connects");
-        stream.set_read_timeout(Some(PATIENCE * 3)).expect("sets");
-        stream.write_all(request.as_bytes()).expect("asks");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("an answer");
-        let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("{answer:?}"));
-        (status, answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
+        ask(self.port, request)
     }
 
     fn get(&self, path: &str) -> (u16, String) {
-        self.raw(&format!("GET {path} HTTP/1.0\r\nHost: 127.0.0.1:8080\r\n\r\n"))
+        get(self.port, path)
     }
 
     #[track_caller]
@@ -193,6 +219,8 @@ fn it_answers_as_dynomite_manager_did_and_says_ok_only_to_what_was_done() {
     assert_eq!(host.get("/REST/v1/secgroup").0, 404);
     for (request, status) in [
         ("POST /REST/v1/admin/stop HTTP/1.0\r\n\r\n", 405),
+        ("HEAD /REST/v1/admin/stop HTTP/1.0\r\n\r\n", 405),
+        ("HEAD /REST/v1/admin/version HTTP/1.0\r\n\r\n", 200),
         ("GET /REST/v1/admin/stop HTTP/1.0\r\nHost: elsewhere.example\r\n\r\n", 404),
         ("GET /REST/v1/admin/stop HTTP/1.0\r\nOrigin: http://elsewhere.example\r\n\r\n", 403),
         ("GET /REST/v1/admin/stop HTTP/1.0\r\nSec-Fetch-Site: cross-site\r\n\r\n", 403),
@@ -205,6 +233,7 @@ fn it_answers_as_dynomite_manager_did_and_says_ok_only_to_what_was_done() {
     assert!(!host.alive.exists());
     assert_eq!(host.status()["health"], json!({"dynomiteAlive": false, "storageAlive": true, "Overall": false}));
     host.fails("consistency", 500, "Dynomite at http://127.0.0.1");
+    host.fails("cluster_describe", 500, "refused");
     host.fails("stop", 500, "stop Dynomite");
     host.is_ok("start");
 
@@ -217,7 +246,11 @@ fn it_answers_as_dynomite_manager_did_and_says_ok_only_to_what_was_done() {
         (&json!("unsuccessful"), &json!(false)),
         "{status}"
     );
+    host.is_ok("stop");
+    host.fails("start", 500, "its store does not run");
+    assert!(!host.alive.exists(), "it was not started");
     host.is_ok("startStorageProcess");
+    host.is_ok("start");
     assert!(store.try_connection().is_some());
     host.is_ok("backup");
     assert_eq!(host.status()["backup"]["status"], "completed");
@@ -246,6 +279,133 @@ fn a_restore_is_carried_out_where_it_is_allowed_and_only_then_is_it_ok() {
 }
 
 #[test]
+fn while_a_restore_is_under_way_nothing_else_is_started_and_a_daemon_that_is_stopped_ends_it_first() {
+    let (store, work) = (Store::new("save \"\""), Workplace::new());
+    work.configure("");
+    work.succeed(&["init"]);
+    store.start();
+    let mut host = Host::new(&store, &work);
+    host.start("allow_restore = true");
+    store.command(&["SET", "stored", "1"]);
+    host.is_ok("backup");
+    store.command(&["SET", "since", "1"]);
+    let (hold, began) = host.hold();
+    std::fs::write(&hold, "").expect("writes");
+    let mut agent = host.agent.take().expect("runs");
+    std::thread::scope(|scope| {
+        let restoring = scope.spawn(|| host.get("/REST/v1/admin/restore"));
+        wait_for("its store is started", PATIENCE, || began.exists());
+        for name in ["start", "stop", "startstorageprocess", "stopstorageprocess", "restore"] {
+            host.fails(name, 500, "a restore is under way");
+        }
+        assert_eq!(host.status()["restore"]["status"], "pending");
+        let pid = rustix::process::Pid::from_child(&agent.process);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a child");
+        wait_for("it is told to stop", PATIENCE, || agent.log().contains("it is waited for"));
+        std::fs::remove_file(&hold).expect("removes");
+        assert_eq!(restoring.join().expect("answers"), (200, "[\"ok\"]".to_owned()), "{}", agent.log());
+    });
+    assert!(agent.process.wait().expect("a child").success(), "{}", agent.log());
+    let keys = store.command(&["KEYS", "*"]);
+    assert_eq!(keys, redis::Value::Array(vec![redis::Value::BulkString(b"stored".to_vec())]));
+    assert!(store.run("stop").status.success());
+}
+
+#[test]
+fn hosts_that_are_asked_at_the_same_hour_make_one_snapshot_and_all_say_ok() {
+    let (store, work) = (Store::new("save \"\""), Workplace::new());
+    work.configure("");
+    work.succeed(&["init"]);
+    store.start();
+    let mut noise = vec![0; 3 << 20];
+    blake3::Hasher::new().finalize_xof().fill(&mut noise);
+    let written: redis::RedisResult<()> =
+        redis::cmd("SET").arg("noise").arg(&noise).query(&mut store.try_connection().expect("connects"));
+    written.expect("writes");
+    let mut hosts = [Host::new(&store, &work), Host::new(&store, &work)];
+    hosts.iter_mut().for_each(|host| host.start(""));
+    let [first, second] = &hosts;
+    std::thread::scope(|scope| {
+        let making = scope.spawn(|| first.get("/REST/v1/admin/backup"));
+        let announced = work.path("repository/clusters/ring/_intents");
+        wait_for("it is announced", PATIENCE, || std::fs::read_dir(&announced).is_ok_and(|mut found| found.next().is_some()));
+        second.is_ok("backup");
+        assert_eq!(making.join().expect("answers").0, 200);
+    });
+    assert_eq!(work.succeed(&["list", "ring"]).lines().count(), 1);
+    assert!(second.agent.as_ref().expect("runs").log().contains("another host makes the snapshot"));
+    assert!(store.run("stop").status.success());
+}
+
+/// The distinct words of all values that a node's Redis holds.
+fn of_node(node: &Node) -> Vec<String> {
+    let mut connection = node.store.try_connection().expect("connects");
+    let keys: Vec<String> = redis::cmd("KEYS").arg("*").query(&mut connection).expect("keys");
+    let word = |key: &String| {
+        let value: String = redis::cmd("GET").arg(key).query(&mut connection).expect("a value");
+        value.split(':').next().unwrap_or_default().to_owned()
+    };
+    let found: std::collections::BTreeSet<String> = keys.iter().map(word).collect();
+    found.into_iter().collect()
+}
+
+#[test]
+fn a_node_of_a_ring_is_stored_restored_and_comes_back_when_its_host_was_replaced() {
+    let ring = Ring::start(&RingPlan { tokens: &TOKENS[..2], ..RingPlan::default() });
+    let own = ring.node("a", TOKENS[0]);
+    let words = |rack: &str| {
+        let mut found: Vec<String> = ring.of_rack(rack).flat_map(of_node).collect();
+        found.dedup();
+        found
+    };
+    let fill = |word: &str| {
+        let mut client = own.client();
+        for key in 0..100 {
+            let written: redis::RedisResult<()> =
+                redis::cmd("SET").arg(format!("key:{key}")).arg(format!("{word}:{key}")).query(&mut client);
+            written.expect("writes");
+        }
+        wait_for("both racks hold the same", PATIENCE, || words("a") == words("b") && words("a") == [word]);
+    };
+    fill("stored");
+    let work = Workplace::new();
+    let table = format!("[clusters.live]\nstore = \"dynomite\"\nrestore_on_start = true\n{}", ring.tables("live"));
+    work.configure(&table);
+    work.succeed(&["init"]);
+    private(&work.path("token"), "a token");
+    let port = free_port();
+    let keys = format!(
+        "token_file = {:?}\n[agent.dynomite_manager]\ncluster = \"live\"\nnode = {:?}\nlisten = \"127.0.0.1:{port}\"\nallow_restore = true\n",
+        work.path("token"),
+        own.name()
+    );
+    let agent = Agent::start(&work, "ring", &keys, &table);
+    let is_ok = |name: &str| {
+        let answer = get(port, &format!("/REST/v1/admin/{name}"));
+        assert_eq!(answer, (200, "[\"ok\"]".to_owned()), "{name}\n{}", agent.log());
+    };
+    is_ok("backup");
+    let status: Value = serde_json::from_str(&get(port, "/REST/v1/admin/status").1).expect("JSON");
+    assert_eq!((&status["backup"]["status"], &status["health"]["Overall"]), (&json!("completed"), &json!(true)), "{status}");
+    fill("live");
+    is_ok("restore");
+    assert_eq!((of_node(own), words("b")), (vec!["stored".to_owned()], vec!["live".to_owned()]), "this node alone");
+    is_ok("stop");
+    assert!(!own.is_up());
+    is_ok("stopstorageprocess");
+    drop(agent);
+    // Its host is replaced.
+    std::fs::remove_dir_all(&own.store.data).expect("removes");
+    let mut daemon = std::process::Command::new(env!("CARGO_BIN_EXE_tintyped"));
+    work.prepare(&mut daemon);
+    let output = daemon.arg("--restore-only").output().expect("tintyped starts");
+    assert!(output.status.success() && said(&output).contains("it is restored"), "{}", said(&output));
+    own.store.start();
+    own.start_proxy();
+    assert_eq!(of_node(own), ["stored"], "{}", said(&output));
+}
+
+#[test]
 fn without_a_token_it_is_served_on_the_loopback_interface_alone() {
     let work = Workplace::new();
     let table = |keys: &str| format!("{keys}\n[clusters.ring.nodes.host-1]\naddress = \"127.0.0.1:1\"\n");
@@ -256,6 +416,8 @@ fn without_a_token_it_is_served_on_the_loopback_interface_alone() {
         (agent.clone() + &manager("0.0.0.0:0"), "knows no token"),
         (agent.clone() + &manager("nonsense"), "dynomite_manager"),
         (agent.clone() + &manager("127.0.0.1:0") + "prefix = \"admin\"\n", "is no path"),
+        (agent.clone() + &manager("127.0.0.1:0") + "prefix = \"/:x\"\n", "is no path"),
+        (agent.clone() + &manager("127.0.0.1:0") + "prefix = \"/{x}\"\n", "is no path"),
         (manager("127.0.0.1:0"), "wants an agent"),
     ] {
         work.configure(&table(&keys));

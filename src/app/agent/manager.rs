@@ -2,39 +2,40 @@
 //! configured node, and the Dynomite in front of it.
 
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use super::super::config::DynomiteManagerConfig;
 use super::super::control::restore::{self, RestoreTarget};
+use super::super::control::restoring::in_words;
 use super::super::control_args::CommonArgs;
 use super::super::failure::Failure;
 use super::super::wiring::{ClusterNode, Session};
+use super::dynomite::{Dynomite, described};
 use super::fleet::HostFleet;
 use super::opened::OpenedRepository;
-use crate::agent::dynomite_manager::{self, ManagerAnswer, ManagerCall, ManagerError, ManagerService, ask_dynomite};
-use crate::agent::fleet::{FleetService, SnapshotWish};
+use crate::agent::dynomite_manager::{self, ManagerAnswer, ManagerCall, ManagerError, ManagerService};
+use crate::agent::fleet::{FleetError, FleetErrorKind};
 use crate::cluster::restore::RestoreOutcome;
 use crate::driver::NodeSite;
 use crate::driver::control::StoreControl;
 use crate::driver::redis::RedisControl;
-use crate::model::ids::SnapshotId;
-use crate::model::manifest::NodeStatus;
 use crate::model::restore_plan::{Method, RestoreRequest};
 use crate::model::snapshot_name::SnapshotName;
-use crate::node::{StateDirectory, run_command};
-use crate::repo::SnapshotSource;
+use crate::node::{Recovered, RestoreRecord, StateDirectory, run_command};
 
 const LISTEN: &str = "127.0.0.1:8080";
-const ADMIN: &str = "http://127.0.0.1:22222";
-const CLIENT_PORT: u16 = 8102;
 /// A command of a supervisor's ends in this time, and what it started or stopped has answered or gone.
 const COMMAND_LIMIT: Duration = Duration::from_secs(60);
 /// How often something is looked at that takes minutes.
-const POLL: Duration = Duration::from_millis(200);
+pub(super) const POLL: Duration = Duration::from_millis(200);
+/// What is under way when the daemon is told to stop has so long to end: a restore's store may be loading.
+const CLOSE_LIMIT: Duration = Duration::from_secs(60);
 
 /// The interface, with its port.
 #[derive(Debug)]
@@ -58,8 +59,10 @@ impl Manager {
             .hint("listen on 127.0.0.1; other hosts ask the agent"));
         }
         let config = config.clone();
-        if config.prefix.as_ref().is_some_and(|prefix| !prefix.starts_with('/') || prefix.contains(['{', '}'])) {
-            return Err(Failure::usage("[agent.dynomite_manager] prefix is no path").hint("for example \"/REST/v1/admin\""));
+        let is_plain = |character: char| character.is_ascii_alphanumeric() || "/-._~".contains(character);
+        if let Some(prefix) = config.prefix.as_ref().filter(|prefix| !prefix.starts_with('/') || !prefix.chars().all(is_plain)) {
+            let message = format!("[agent.dynomite_manager] prefix = {prefix:?} is no path of letters, digits and -._~");
+            return Err(Failure::usage(message).hint("for example \"/REST/v1/admin\""));
         }
         let listener = TcpListener::bind(address).and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
         let listener = listener.map_err(|error| {
@@ -79,7 +82,16 @@ impl Manager {
     ) {
         tracing::info!(address = %self.address, "the interface of Dynomite-manager is served");
         let prefix = self.config.prefix.clone();
-        let service = Arc::new(HostManager { common, config: self.config, fleet, repository, last: Mutex::default() });
+        let service = Arc::new(HostManager {
+            common,
+            config: self.config,
+            fleet,
+            repository,
+            last: Mutex::default(),
+            changing: watch::Sender::default(),
+            is_stopping: AtomicBool::default(),
+        });
+        service.recover().await;
         if let Err(error) = dynomite_manager::serve(self.listener, prefix.as_deref(), service, stop).await {
             tracing::error!(%error, "the interface of Dynomite-manager is not served any more");
         }
@@ -88,9 +100,9 @@ impl Manager {
 
 /// How the last of its kind went, in this process.
 #[derive(Debug, Clone, Copy)]
-struct Last {
-    word: &'static str,
-    at_ms: i64,
+pub(super) struct Last {
+    pub word: &'static str,
+    pub at_ms: i64,
 }
 
 impl Default for Last {
@@ -106,43 +118,55 @@ impl Last {
 }
 
 #[derive(Debug, Default)]
-struct LastOnes {
-    backup: Last,
+pub(super) struct LastOnes {
+    pub backup: Last,
     restore: Last,
 }
 
 #[derive(Debug)]
-struct HostManager {
+pub(super) struct HostManager {
     common: CommonArgs,
-    config: DynomiteManagerConfig,
-    fleet: Arc<HostFleet>,
-    repository: Arc<OpenedRepository>,
+    pub(super) config: DynomiteManagerConfig,
+    pub(super) fleet: Arc<HostFleet>,
+    pub(super) repository: Arc<OpenedRepository>,
     last: Mutex<LastOnes>,
+    /// What is being done to the store or to Dynomite: one thing at a time.
+    changing: watch::Sender<Option<&'static str>>,
+    pub(super) is_stopping: AtomicBool,
 }
 
-fn failed(failure: Failure) -> ManagerError {
+/// Until it is dropped nothing else changes the store or Dynomite.
+struct Changing<'a>(&'a watch::Sender<Option<&'static str>>);
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        self.0.send_replace(None);
+    }
+}
+
+pub(super) fn failed(failure: Failure) -> ManagerError {
     ManagerError::Failed(failure.into())
 }
 
-fn broken(message: impl Into<String>) -> ManagerError {
+pub(super) fn broken(message: impl Into<String>) -> ManagerError {
     failed(Failure::new("broken", message))
 }
 
 impl HostManager {
-    fn session(&self) -> Result<Session, ManagerError> {
+    pub(super) fn session(&self) -> Result<Session, ManagerError> {
         Session::begin(self.common.clone()).map_err(failed)
     }
 
-    fn now_ms(session: &Session) -> i64 {
+    pub(super) fn now_ms(session: &Session) -> i64 {
         session.now().0.div_euclid(1000)
     }
 
-    fn remember(&self, change: impl FnOnce(&mut LastOnes)) {
+    pub(super) fn remember(&self, change: impl FnOnce(&mut LastOnes)) {
         change(&mut self.last.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// This host's node as the configuration has it.
-    fn nodes(&self, session: &Session) -> Result<(ClusterNode, Vec<ClusterNode>), ManagerError> {
+    pub(super) fn nodes(&self, session: &Session) -> Result<(ClusterNode, Vec<ClusterNode>), ManagerError> {
         let nodes = session.configured_nodes(&self.config.cluster).map_err(failed)?;
         let (own, others): (Vec<_>, Vec<_>) = nodes.into_iter().partition(|node| node.name == self.config.node);
         let own = own.into_iter().next().ok_or_else(|| {
@@ -155,43 +179,58 @@ impl HostManager {
         Ok((own, others))
     }
 
+    /// Announces what is about to be done, or says what is under way instead.
+    fn change(&self, what: &'static str) -> Result<Changing<'_>, ManagerError> {
+        let refused = |code, message: String| {
+            let hint = Some("ask again when it has ended".to_owned());
+            Err(FleetError { kind: FleetErrorKind::Conflict, code: String::from(code), message, hint, uuid: None }.into())
+        };
+        let mut other = None;
+        let is_taken = !self.changing.send_if_modified(|now| {
+            other = *now;
+            now.get_or_insert(what);
+            other.is_none()
+        });
+        if is_taken {
+            return refused("conflict", format!("{} is under way", other.unwrap_or(what)));
+        }
+        let changing = Changing(&self.changing);
+        if self.is_stopping.load(Ordering::SeqCst) {
+            return refused("stopping", "this daemon is being stopped".to_owned());
+        }
+        Ok(changing)
+    }
+
+    /// A daemon that died in the middle of a restore has left it half-way, with Redis and Dynomite down.
+    async fn recover(&self) {
+        let recovered = async {
+            let session = Session::begin(self.common.clone())?;
+            let state =
+                StateDirectory::open(&session.state_directory()).map_err(|error| Failure::new("state", error.to_string()))?;
+            let recovered = restore::recover_interrupted(&state).await;
+            recovered.map_err(|error| Failure::new("restore", format!("{error:#}")))
+        };
+        match recovered.await {
+            Ok(recovered) => {
+                for Recovered { record, outcome } in recovered {
+                    let RestoreRecord { cluster, node, .. } = record;
+                    tracing::warn!(
+                        cluster,
+                        node,
+                        "an interrupted restore was found: {}; start its Dynomite after it",
+                        in_words(outcome)
+                    );
+                }
+            }
+            Err(failure) => tracing::error!(%failure, "what an interrupted restore has left could not be looked at"),
+        }
+    }
+
     fn control(node: &ClusterNode) -> Result<RedisControl, ManagerError> {
         let options = node.redis.clone();
         let options =
             options.ok_or_else(|| ManagerError::NotHere(format!("{} has no address in the configuration", node.name)))?;
         RedisControl::new(options).map_err(|error| failed(error.into()))
-    }
-
-    /// A snapshot of the whole cluster, whose outcome is the answer. One that is under way is waited for.
-    async fn back_up(&self) -> Result<ManagerAnswer, ManagerError> {
-        let session = self.session()?;
-        self.remember(|last| last.backup = Last { word: "pending", at_ms: Self::now_ms(&session) });
-        let stored = self.store().await;
-        let word = if stored.is_ok() { "completed" } else { "unsuccessful" };
-        self.remember(|last| last.backup = Last { word, at_ms: Self::now_ms(&session) });
-        stored.map(|()| ManagerAnswer::ok())
-    }
-
-    async fn store(&self) -> Result<(), ManagerError> {
-        let uuid: SnapshotId = match self.fleet.begin(&self.config.cluster, SnapshotWish::default()).await {
-            Ok(uuid) => uuid,
-            // Each node was asked at the same hour: one snapshot is of all of them.
-            Err(error) => error.uuid.ok_or(ManagerError::Failed(error))?,
-        };
-        let outcome = loop {
-            let outcome = self.fleet.snapshot(uuid).await?;
-            if outcome["status"] != "processing" {
-                break outcome;
-            }
-            tokio::time::sleep(POLL).await;
-        };
-        let (own, _) = self.nodes(&self.session()?)?;
-        let node = &outcome["nodes"][own.stored_name().map_err(failed)?.as_str()];
-        if outcome["status"] == "completed" && node["status"] == "completed" {
-            return Ok(());
-        }
-        let reason = node["reason"].as_str().or(outcome["reason"].as_str()).unwrap_or("the node is no part of it");
-        Err(broken(format!("snapshot {uuid} of {}: {}: {reason}", self.config.cluster, outcome["status"])))
     }
 
     /// The configured node, from `restore_date`, by the commands of the configuration.
@@ -201,6 +240,7 @@ impl HostManager {
             return Err(ManagerError::NotHere(message.to_owned()));
         }
         let session = self.session()?;
+        let _changing = self.change("a restore")?;
         self.remember(|last| last.restore = Last { word: "pending", at_ms: Self::now_ms(&session) });
         let restored = Box::pin(self.bring_back(&session)).await;
         let word = if restored.is_ok() { "completed" } else { "unsuccessful" };
@@ -239,34 +279,31 @@ impl HostManager {
             return Err(failed(Failure::new("refused", reasons.join("; "))));
         }
         let on_step = |step| tracing::info!(%cluster, node = %name, ?step, "a restore goes on");
-        let report = Box::pin(prepared.run(&on_step, &|| false)).await.map_err(wrong)?;
+        let report = Box::pin(prepared.run(&on_step, &|| self.is_stopping.load(Ordering::SeqCst))).await.map_err(wrong)?;
         if report.outcome == RestoreOutcome::Restored {
             return Ok(());
         }
         let reasons: Vec<_> = report.failures.iter().map(ToString::to_string).collect();
-        Err(broken(reasons.join("; ")))
+        let reason = if reasons.is_empty() {
+            "the daemon was told to stop before the data was replaced".to_owned()
+        } else {
+            reasons.join("; ")
+        };
+        Err(broken(reason))
     }
 
-    async fn ask(&self, path: &str) -> Result<String, String> {
-        let own = self.session().and_then(|session| self.nodes(&session)).ok().and_then(|(own, _)| own.config.admin);
-        ask_dynomite(self.config.admin.as_deref().or(own.as_deref()).unwrap_or(ADMIN), path).await
-    }
-
-    /// It answers 200 to everything: only a state is a sign of life.
-    async fn dynomite_is_alive(&self) -> bool {
-        self.ask("/state/get_state").await.is_ok_and(|text| text.contains("State:"))
-    }
-
-    /// Read and write.
-    async fn consistency(&self) -> Result<(String, String), ManagerError> {
-        let text = self.ask("/get_consistency").await.map_err(broken)?;
-        consistency(&text).ok_or_else(|| broken(format!("Dynomite's answer is not understood: {text:?}")))
+    /// The Dynomite of this host.
+    fn dynomite(&self, own: &ClusterNode) -> Result<Dynomite, ManagerError> {
+        let of_ring = own.proxy.as_ref().map(|proxy| proxy.admin.as_str()).filter(|admin| !admin.is_empty());
+        let base = self.config.admin.as_deref().or(of_ring).or(own.config.admin.as_deref());
+        Dynomite::new(own.name.as_str(), base).map_err(|error| failed(error.into()))
     }
 
     async fn status(&self) -> Result<ManagerAnswer, ManagerError> {
         let session = self.session()?;
         let (own, _) = self.nodes(&session)?;
-        let (is_alive, seen) = tokio::join!(self.dynomite_is_alive(), async { Self::control(&own).ok()?.look().await.ok()? });
+        let dynomite = self.dynomite(&own)?;
+        let (is_alive, seen) = tokio::join!(dynomite.is_up(true), async { Self::control(&own).ok()?.look().await.ok()? });
         let is_stored = seen.as_ref().is_some_and(|seen| !seen.is_loading);
         let (backup, restore) = {
             let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -280,7 +317,7 @@ impl HostManager {
             "health": {"dynomiteAlive": is_alive, "storageAlive": is_stored, "Overall": is_alive && is_stored},
             "storage engine": seen.map_or("redis".to_owned(), |seen| seen.store),
         });
-        if let Ok((read, write)) = self.consistency().await {
+        if let Ok((read, write)) = dynomite.consistency().await {
             status["consistency"] = json!({"read": read, "write": write});
         }
         if let Some(hashtag) = &self.config.hashtag {
@@ -289,32 +326,10 @@ impl HostManager {
         Ok(ManagerAnswer::Json(status))
     }
 
-    /// What the repository has counts, whoever stored it, but for what failed or began after it.
-    async fn last_backup(&self, session: &Session, own: &ClusterNode, known: Last) -> Result<Last, ManagerError> {
-        if known.word == "pending" {
-            return Ok(known);
-        }
-        let repository = self.repository.get(session, None).await.map_err(failed)?;
-        let listed = repository.snapshots(&self.config.cluster).await.map_err(|error| failed(error.into()))?;
-        let Some(newest) = listed.first() else { return Ok(known) };
-        let manifest = repository.manifest(newest).await.map_err(|error| failed(error.into()))?;
-        let is_stored =
-            manifest.node(&own.stored_name().map_err(failed)?).is_some_and(|node| node.status == NodeStatus::Completed);
-        let at_ms = manifest.cut_at.0.div_euclid(1000);
-        Ok(if at_ms < known.at_ms && known.word != "completed" {
-            known
-        } else {
-            Last { word: if is_stored { "completed" } else { "unsuccessful" }, at_ms }
-        })
-    }
-
     async fn describe(&self) -> Result<ManagerAnswer, ManagerError> {
-        let text = self.ask("/cluster_describe").await.map_err(broken)?;
-        let ring =
-            serde_json::from_str(&text).map_err(|error| broken(format!("Dynomite's answer is not understood: {error}")))?;
-        described(&ring, self.config.client_port.unwrap_or(CLIENT_PORT), self.config.hashtag.as_deref())
-            .map(ManagerAnswer::Json)
-            .ok_or_else(|| broken("Dynomite's answer names no servers"))
+        let (own, _) = self.nodes(&self.session()?)?;
+        let ring = self.dynomite(&own)?.ring().await.map_err(|error| failed(error.into()))?;
+        Ok(ManagerAnswer::Json(described(&ring, self.config.client_port, self.config.hashtag.as_deref())))
     }
 
     fn seeds(&self) -> Result<ManagerAnswer, ManagerError> {
@@ -323,6 +338,21 @@ impl HostManager {
             return Err(ManagerError::NotHere(message.to_owned()));
         }
         Ok(ManagerAnswer::Text(self.config.seeds.join("|")))
+    }
+
+    /// A Dynomite before a store that is loading would tell its clients of keys that are not there.
+    async fn check_store(&self, own: &ClusterNode) -> Result<(), ManagerError> {
+        if own.redis.is_none() {
+            return Ok(());
+        }
+        let reason = match Self::control(own)?.look().await {
+            Ok(Some(seen)) if !seen.is_loading => return Ok(()),
+            Ok(Some(_)) => "its store is loading".to_owned(),
+            Ok(None) => "its store does not run".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        let failure = Failure::new("refused", format!("Dynomite is not started: {}: {reason}", own.name));
+        Err(failed(failure.hint("start the store first: startstorageprocess returns when it is loaded")))
     }
 
     /// The store is loaded, or gone.
@@ -334,12 +364,12 @@ impl HostManager {
         }
     }
 
-    /// Runs a command, and waits until what it is about is so: the store, or else Dynomite, is up or gone.
+    /// Runs a command, and waits until what it is about is so: it is up, or gone.
     async fn carry_out(
         &self,
         what: &str,
         command: Option<&Vec<String>>,
-        store: Option<&RedisControl>,
+        subject: Subject<'_>,
         is_up: bool,
     ) -> Result<ManagerAnswer, ManagerError> {
         let Some(command) = command.filter(|command| !command.is_empty()) else {
@@ -348,9 +378,9 @@ impl HostManager {
         run_command(self.config.node.as_str(), what, command, COMMAND_LIMIT).await.map_err(|error| broken(error.to_string()))?;
         let until = Instant::now() + COMMAND_LIMIT;
         loop {
-            let is_so = match store {
-                Some(control) => self.store_is(control, is_up).await,
-                None => self.dynomite_is_alive().await == is_up,
+            let is_so = match subject {
+                Subject::Store(control) => self.store_is(control, is_up).await,
+                Subject::Dynomite(dynomite) => dynomite.is_up(is_up).await,
             };
             if is_so {
                 return Ok(ManagerAnswer::ok());
@@ -361,6 +391,12 @@ impl HostManager {
             tokio::time::sleep(POLL).await;
         }
     }
+}
+
+/// What a command starts or stops.
+enum Subject<'a> {
+    Store(&'a RedisControl),
+    Dynomite(&'a Dynomite),
 }
 
 fn target(node: ClusterNode) -> RestoreTarget {
@@ -379,49 +415,6 @@ fn target(node: ClusterNode) -> RestoreTarget {
     }
 }
 
-/// Of `Read Consistency: DC_ONE` and the like.
-fn consistency(text: &str) -> Option<(String, String)> {
-    let value = |word: &str| {
-        let lower = text.to_ascii_lowercase();
-        let rest = &text[lower.find(word)? + word.len()..];
-        let rest = &rest[rest.find(':')? + 1..];
-        let level: String =
-            rest.trim_start().chars().take_while(|character| character.is_ascii_alphanumeric() || *character == '_').collect();
-        (!level.is_empty()).then_some(level)
-    };
-    Some((value("read")?, value("write")?))
-}
-
-/// The ring as Dynomite describes it, in the form of Dynomite-manager. What Dynomite does not tell (ports with TLS) is left out.
-fn described(ring: &Value, client_port: u16, hashtag: Option<&str>) -> Option<Value> {
-    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    let mut nodes = Vec::new();
-    for datacenter in ring["dcs"].as_array()? {
-        for rack in datacenter["racks"].as_array()? {
-            for server in rack["servers"].as_array()? {
-                let host = text(&server["host"]);
-                let mut node = json!({
-                    "token": text(&server["token"]),
-                    "hostname": host,
-                    "port": client_port.to_string(),
-                    "peer_port": text(&server["port"]),
-                    "rack": text(&rack["name"]),
-                    "zone": text(&rack["name"]),
-                    "dc": text(&datacenter["name"]),
-                });
-                if host.parse::<std::net::IpAddr>().is_ok() {
-                    node["ip"] = json!(host);
-                }
-                if let Some(hashtag) = hashtag {
-                    node["hashtag"] = json!(hashtag);
-                }
-                nodes.push(node);
-            }
-        }
-    }
-    Some(Value::Array(nodes))
-}
-
 #[async_trait]
 impl ManagerService for HostManager {
     async fn call(&self, call: ManagerCall) -> Result<ManagerAnswer, ManagerError> {
@@ -433,7 +426,8 @@ impl ManagerService for HostManager {
             ManagerCall::GetSeeds => self.seeds(),
             ManagerCall::Version => Ok(ManagerAnswer::Json(json!([env!("CARGO_PKG_VERSION")]))),
             ManagerCall::Consistency => {
-                let (read, write) = self.consistency().await?;
+                let (own, _) = self.nodes(&self.session()?)?;
+                let (read, write) = self.dynomite(&own)?.consistency().await.map_err(broken)?;
                 Ok(ManagerAnswer::Json(json!({"read_consistency": read, "write_consistency": write})))
             }
             ManagerCall::HashTag => match &self.config.hashtag {
@@ -446,46 +440,43 @@ impl ManagerService for HostManager {
                 Ok(ManagerAnswer::ok())
             }
             ManagerCall::Start => {
+                let _changing = self.change("a start of Dynomite")?;
                 let (own, _) = self.nodes(&self.session()?)?;
                 let command = self.config.start.as_ref().or(own.config.start_proxy.as_ref());
-                self.carry_out("start Dynomite", command, None, true).await
+                self.check_store(&own).await?;
+                self.carry_out("start Dynomite", command, Subject::Dynomite(&self.dynomite(&own)?), true).await
             }
             ManagerCall::Stop => {
+                let _changing = self.change("a stop of Dynomite")?;
                 let (own, _) = self.nodes(&self.session()?)?;
                 let command = self.config.stop.as_ref().or(own.config.stop_proxy.as_ref());
-                self.carry_out("stop Dynomite", command, None, false).await
+                self.carry_out("stop Dynomite", command, Subject::Dynomite(&self.dynomite(&own)?), false).await
             }
             ManagerCall::StartStorageProcess => {
+                let _changing = self.change("a start of the store")?;
                 let (own, _) = self.nodes(&self.session()?)?;
                 let control = Self::control(&own)?;
-                self.carry_out("start the store", own.config.start.as_ref(), Some(&control), true).await
+                self.carry_out("start the store", own.config.start.as_ref(), Subject::Store(&control), true).await
             }
             ManagerCall::StopStorageProcess => {
+                let _changing = self.change("a stop of the store")?;
                 let (own, _) = self.nodes(&self.session()?)?;
                 let control = Self::control(&own)?;
-                self.carry_out("stop the store", own.config.stop.as_ref(), Some(&control), false).await
+                self.carry_out("stop the store", own.config.stop.as_ref(), Subject::Store(&control), false).await
             }
         }
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_dynomite_tells_is_told_in_the_old_form() {
-        let ring = json!({"dcs": [{"name": "us-east-1", "racks": [{"name": "us-east-1c", "servers": [
-            {"name": "ec2-1", "host": "10.0.0.1", "port": 8101, "token": 1_383_429_731_u64},
-            {"name": "ec2-2", "host": "ec2-2.example", "port": 8101, "token": "0"},
-        ]}]}]});
-        let nodes = described(&ring, 8102, Some("{}")).expect("a ring");
-        let expected = json!({"token": "1383429731", "hostname": "10.0.0.1", "port": "8102", "peer_port": "8101", "rack": "us-east-1c", "ip": "10.0.0.1", "zone": "us-east-1c", "dc": "us-east-1", "hashtag": "{}"});
-        assert_eq!(nodes[0], expected);
-        assert_eq!((&nodes[1]["hostname"], nodes[1].get("ip")), (&json!("ec2-2.example"), None));
-        assert!(described(&json!({"status": "OK"}), 8102, None).is_none());
-        let levels = |text| consistency(text).map(|(read, write)| format!("{read} {write}"));
-        assert_eq!(levels("Read Consistency: DC_ONE\r\nWrite Consistency: DC_QUORUM\r\n").as_deref(), Some("DC_ONE DC_QUORUM"));
-        assert_eq!(levels("OK"), None);
+    async fn close(&self) {
+        self.is_stopping.store(true, Ordering::SeqCst);
+        let mut changing = self.changing.subscribe();
+        let what = *changing.borrow();
+        let Some(what) = what else { return };
+        tracing::info!("{what} is under way: it is waited for");
+        if tokio::time::timeout(CLOSE_LIMIT, changing.wait_for(Option::is_none)).await.is_err() {
+            tracing::error!(
+                "{what} did not end within {CLOSE_LIMIT:?}: see which of Redis and Dynomite run; the next start of this daemon tells what became of a restore"
+            );
+        }
     }
 }

@@ -14,9 +14,11 @@ use super::wiring::{ClusterNode, Session};
 use crate::agent::client::HttpCourier;
 use crate::agent::tls::{self, TlsFiles};
 
+mod dynomite;
 pub mod fleet;
 pub mod host;
 mod manager;
+mod manager_backup;
 mod opened;
 mod restores;
 

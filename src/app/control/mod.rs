@@ -16,7 +16,7 @@ mod key;
 pub mod linking;
 mod mounting;
 pub mod restore;
-mod restoring;
+pub mod restoring;
 mod setup;
 mod snapshot;
 mod speeds;

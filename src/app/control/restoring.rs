@@ -306,19 +306,8 @@ fn state(session: &Session) -> Result<StateDirectory, Failure> {
 async fn tell_recovered(session: &Session, state: &StateDirectory) -> Result<(), Failure> {
     linking::sweep(session, state).await?;
     for recovered in restore::recover_interrupted(state).await.map_err(failure)? {
-        let now = match recovered.outcome {
-            RecoveredTo::Old => "the data from before it is in place; start its store where it does not run",
-            RecoveredTo::Begun => {
-                "the data from before it is in place; start its store where it does not run; the same restore goes on from what was placed, settle deletes it"
-            }
-            RecoveredTo::RolledBack => "its rollback was finished; start its store where it does not run",
-            RecoveredTo::Unchecked => {
-                "the restored data is in place, and was not checked; a rollback puts back what was there before"
-            }
-            RecoveredTo::Settled => "what it had set aside is deleted",
-        };
         let RestoreRecord { cluster, node, .. } = &recovered.record;
-        session.output.note(&format!("an interrupted restore of {cluster}/{node} was found: {now}"));
+        session.output.note(&format!("an interrupted restore of {cluster}/{node} was found: {}", in_words(recovered.outcome)));
     }
     Ok(())
 }
@@ -341,6 +330,21 @@ async fn see_to_what_was_left(
         }
     }
     Ok(())
+}
+
+/// What is in place after a recovery, and what to do.
+pub fn in_words(outcome: RecoveredTo) -> &'static str {
+    match outcome {
+        RecoveredTo::Old => "the data from before it is in place; start its store where it does not run",
+        RecoveredTo::Begun => {
+            "the data from before it is in place; start its store where it does not run; the same restore goes on from what was placed, settle deletes it"
+        }
+        RecoveredTo::RolledBack => "its rollback was finished; start its store where it does not run",
+        RecoveredTo::Unchecked => {
+            "the restored data is in place, and was not checked; a rollback puts back what was there before"
+        }
+        RecoveredTo::Settled => "what it had set aside is deleted",
+    }
 }
 
 /// The configured nodes of a cluster, or one of them.
