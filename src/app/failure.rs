@@ -193,6 +193,7 @@ impl From<SnapshotError> for Failure {
             SnapshotError::Interrupted => Self::new("interrupted", "interrupted: nothing was published, and no store is paused").hint("what was stored is reused by the next attempt"),
             SnapshotError::Void(_) => Self::new("void", message).hint("nothing was published and all stores run; a void cut is not repeated by itself: run the command again when the cause is gone"),
             SnapshotError::Stranger { .. } => Self::new("stranger", message).hint("give this cluster a name of its own, or say --adopt if the name is to belong to it from now on"),
+            SnapshotError::Incomplete { .. } => Self::new("refused", message).hint("name a node with each of them in the configuration, or say discover there to find all of the ring; --partial leaves their keys out; nothing was paused"),
             SnapshotError::Memory(_) => Self::new("memory", message).hint("choose some of its nodes with --node, or free memory on that host; nothing was paused"),
             SnapshotError::Node { error, .. } => {
                 let (code, hint) = match error.kind {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::failure::{Exit, Failure};
 use crate::model::ids::SnapshotId;
 use crate::model::manifest::{ClusterManifest, NodeStatus, SnapshotStatus};
-use crate::model::names::{ClusterName, NodeName};
+use crate::model::names::{ClusterName, NodeName, escape};
 use crate::model::time::{SnapshotDate, Timestamp};
 use crate::repo::{Intent, ListedSnapshot, NodeOutcome, Repository, RunRecord, RunStatus, SnapshotSource, Writer};
 
@@ -119,7 +119,7 @@ impl SnapshotStanding {
     pub fn text(&self) -> String {
         let mut text = format!("{} {}  {}\n", self.cluster, self.uuid, word(&self.status));
         if let Some((maker, since)) = &self.maker {
-            text.push_str(&format!("  since {since} by {maker}\n"));
+            text.push_str(&format!("  since {since} by {}\n", shown(maker)));
         }
         if let Some(date) = self.date {
             let line = match &self.restored_into {
@@ -129,12 +129,12 @@ impl SnapshotStanding {
             text.push_str(&line);
         }
         if let Some(reason) = &self.reason {
-            text.push_str(&format!("  {reason}\n"));
+            text.push_str(&format!("  {}\n", shown(reason)));
         }
         for (name, node) in &self.nodes {
             let reason = node.reason.as_ref().filter(|reason| self.reason.as_ref() != Some(reason));
             text.push_str(&format!("  {name}  {}", word(&node.status)));
-            text.push_str(&reason.map_or("\n".to_owned(), |reason| format!(": {reason}\n")));
+            text.push_str(&reason.map_or("\n".to_owned(), |reason| format!(": {}\n", shown(reason))));
         }
         text
     }
@@ -155,6 +155,11 @@ impl From<RunRecord> for SnapshotStanding {
         let RunRecord { uuid, cluster, restored_into, date, reason, nodes, .. } = run;
         Self { uuid, cluster, restored_into, date, status, reason, maker: None, is_claim: false, nodes }
     }
+}
+
+/// What agents and stores said may hold anything: it must not work on a terminal.
+fn shown(said: &impl ToString) -> String {
+    escape(said.to_string().as_bytes())
 }
 
 /// The word that scripts get too.
@@ -255,4 +260,23 @@ pub async fn clusters<'a>(
     let mut names = repository.clusters().await?;
     names.extend(configured.filter(|name| !names.contains(name)).cloned().collect::<Vec<_>>());
     Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_said_does_nothing_to_a_terminal_and_scripts_get_it_as_it_is() {
+        let name = NodeName::new("node-1").expect("legal");
+        let cluster = ClusterName::new("prod").expect("legal");
+        let mut standing = SnapshotStanding::processing(SnapshotId::nil(), cluster, std::slice::from_ref(&name));
+        let hostile = "\u{1b}]0;owned\u{7}\nprod  completed";
+        standing.reason = Some(hostile.to_owned());
+        standing.nodes.insert(name, NodeOutcome::empty(NodeStatus::Failed, Some(format!("{hostile}!"))));
+        let text = standing.text();
+        assert!(!text.contains(['\u{1b}', '\u{7}']) && text.lines().count() == 3, "{text:?}");
+        assert!(text.contains(r"\u{1b}]0;owned\u{7}\nprod  completed!"), "{text:?}");
+        assert_eq!(standing.value()["reason"], json!(hostile));
+    }
 }

@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch};
 use super::identity::stranger;
 use super::memory::lacks_memory;
 use super::records::{publication, run_record};
+use super::tokens::{missing_tokens, token_node};
 use crate::agent::orders::{Answer, Order, serve};
 use crate::agent::{NodeError, NodeErrorKind, NodeService, UploadReceipt};
 use crate::base::Clock;
@@ -99,6 +100,14 @@ pub enum SnapshotError {
         /// What does not fit.
         reason: String,
     },
+    /// Nobody named a node with some of the ring's tokens.
+    #[error("cluster {cluster}: no node is named with these tokens of the ring: {tokens}")]
+    Incomplete {
+        /// The name.
+        cluster: ClusterName,
+        /// Those that are missing.
+        tokens: String,
+    },
     /// The forks together need more memory than a host has.
     #[error("{0}")]
     Memory(String),
@@ -122,6 +131,13 @@ pub(super) struct Member {
     pub status: NodeStatus,
     pub reason: Option<String>,
     pub receipt: Option<UploadReceipt>,
+}
+
+impl Member {
+    fn new(name: NodeName, orders: mpsc::UnboundedSender<Order>) -> Self {
+        let (description, proof) = (NodeDescription::default(), CaptureProof::none());
+        Self { name, orders, description, proof, status: NodeStatus::Processing, reason: None, receipt: None }
+    }
 }
 
 /// The coordinator of one snapshot.
@@ -166,15 +182,7 @@ impl Coordinator {
                 let (orders, received) = mpsc::unbounded_channel();
                 let name = node.name().clone();
                 tasks.push(tokio::spawn(serve(index, node, received, answer_sender.clone(), held.clone())));
-                Member {
-                    name,
-                    orders,
-                    description: NodeDescription::default(),
-                    proof: CaptureProof::none(),
-                    status: NodeStatus::Processing,
-                    reason: None,
-                    receipt: None,
-                }
+                Member::new(name, orders)
             })
             .collect();
         let (_, superseded) = watch::channel(false);
@@ -243,6 +251,7 @@ impl Coordinator {
         let epoch = lease.map_or(0, LeaseGuard::epoch);
         self.ask_all(|| Order::Describe(epoch)).await?;
         self.check_identity(newest).await?;
+        self.check_tokens()?;
         if let Some(reason) = lacks_memory(&self.present().map(|index| &self.members[index].description).collect::<Vec<_>>()) {
             return Err(SnapshotError::Memory(reason));
         }
@@ -321,6 +330,28 @@ impl Coordinator {
             None => Ok(()),
             Some(reason) => Err(SnapshotError::Stranger { cluster: self.options.cluster.clone(), reason }),
         }
+    }
+
+    /// A list of nodes may lack a token that the ring has, and nobody would miss its keys. With `partial` it is recorded as missing;
+    /// who chose some of the nodes gets no whole snapshot anyway.
+    fn check_tokens(&mut self) -> Result<(), SnapshotError> {
+        let missing = if self.options.left_out.is_empty() { missing_tokens(&self.members) } else { Vec::new() };
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let cluster = self.options.cluster.clone();
+        if !self.options.partial {
+            let tokens: Vec<_> = missing.iter().map(ToString::to_string).collect();
+            return Err(SnapshotError::Incomplete { cluster, tokens: tokens.join(", ") });
+        }
+        for token in missing {
+            // Nobody acts for it.
+            let (orders, _) = mpsc::unbounded_channel();
+            let reason = Some("the ring has this token, and no node with it is named".to_owned());
+            let name = token_node(token).map_err(|error| SnapshotError::Void(error.to_string()))?;
+            self.members.push(Member { status: NodeStatus::Missing, reason, ..Member::new(name, orders) });
+        }
+        Ok(())
     }
 
     /// Runs the cut to its verdict. Halting it thaws like any other trouble.

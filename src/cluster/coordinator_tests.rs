@@ -7,7 +7,7 @@ use super::*;
 use crate::base::SystemClock;
 use crate::model::extent::SEQUENTIAL_BLOCK_BYTES;
 use crate::model::manifest::Consistency;
-use crate::model::manifest::{FileClass, Ownership};
+use crate::model::manifest::{FileClass, Ownership, RingPlace};
 use crate::model::names::TreePath;
 use crate::object::Capabilities;
 use crate::object::conformance::EVERYTHING;
@@ -23,6 +23,8 @@ enum Wish {
     FailsInUpload,
     /// Another coordinator has the lease by then.
     IsLateWithItsUpload,
+    /// Has the first of these tokens, and its rack has both.
+    IsOfARing(u64, u64),
 }
 
 /// What the nodes of one test have in common.
@@ -60,6 +62,11 @@ impl NodeService for FakeNode {
     async fn describe(&mut self, _: u64) -> Result<NodeDescription, NodeError> {
         match self.wish {
             Wish::UnreachableAtFirst => Err(self.error(NodeErrorKind::Unreachable)),
+            Wish::IsOfARing(token, other) => Ok(NodeDescription {
+                ring: Some(RingPlace { token, datacenter: "dc".to_owned(), rack: "a".to_owned() }),
+                ring_tokens: vec![token, other],
+                ..NodeDescription::default()
+            }),
             _ => Ok(NodeDescription { address: self.name.to_string(), ..NodeDescription::default() }),
         }
     }
@@ -227,6 +234,31 @@ async fn a_part_of_a_cluster_is_never_taken_for_the_whole() {
     let nodes: Vec<_> = published.manifest.nodes.iter().map(|node| (node.name.as_str(), node.status)).collect();
     assert_eq!(nodes, [("a", NodeStatus::Missing), ("n0", NodeStatus::Completed), ("z", NodeStatus::Missing)]);
     assert_eq!(outcome.run_status().await, RunStatus::Partial);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ring_of_which_a_token_is_not_named_is_never_taken_for_the_whole() {
+    let named = [Wish::IsOfARing(0, 14), Wish::IsOfARing(7, 14)];
+    let outcome = run(&named, false).await;
+    let error = outcome.result.as_ref().expect_err("token 14 would be missed by nobody").to_string();
+    assert_eq!(error, "cluster prod: no node is named with these tokens of the ring: 14");
+    assert_eq!((outcome.published().await, outcome.run_status().await), (0, RunStatus::Failed));
+    assert!(outcome.stage.log.lock().expect("no test panics with it").is_empty(), "a node was frozen");
+    let standing = |outcome: &Outcome| {
+        let published = outcome.result.as_ref().expect("published");
+        let nodes: Vec<_> = published.manifest.nodes.iter().map(|node| (node.name.as_str().to_owned(), node.status)).collect();
+        (published.listed.is_complete, published.manifest.cut.consistent, nodes)
+    };
+    let done = |name: &str| (name.to_owned(), NodeStatus::Completed);
+    let missing = |name: &str| (name.to_owned(), NodeStatus::Missing);
+    let nodes = vec![done("n0"), done("n1"), missing("token-14")];
+    assert_eq!(standing(&run(&named, true).await), (false, Consistency::Timed, nodes));
+    // Some of the nodes were chosen: nobody takes that for the whole.
+    let nodes = vec![done("n0"), missing("z")];
+    assert_eq!(standing(&run_without(&["z"], &named[..1], false).await), (false, Consistency::Timed, nodes));
+    let nodes = vec![done("n0"), done("n1")];
+    let whole = run(&[Wish::IsOfARing(0, 14), Wish::IsOfARing(14, 0)], false).await;
+    assert_eq!(standing(&whole), (true, Consistency::Proved, nodes));
 }
 
 #[tokio::test(flavor = "multi_thread")]

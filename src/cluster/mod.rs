@@ -8,3 +8,4 @@ pub mod restore;
 pub mod restore_decision;
 #[cfg(test)]
 mod simulation_tests;
+mod tokens;

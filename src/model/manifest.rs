@@ -185,6 +185,9 @@ pub struct NodeDescription {
     /// Where it stands in a ring of Dynomite.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ring: Option<RingPlace>,
+    /// All tokens that its rack has, by the ring's own word: those of a whole snapshot. Empty where nobody said.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ring_tokens: Vec<u64>,
     /// Position in the replication stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replication: Option<Replication>,

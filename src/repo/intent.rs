@@ -42,6 +42,18 @@ fn own(writer: Writer, uuid: SnapshotId, parent: Option<SnapshotId>, nodes: Vec<
     Intent { uuid, started_at: now, expires_at: expiry(now), writer, parent, nodes }
 }
 
+/// Nobody can say what an intent claims that is damaged or of a newer version, and backups must go on.
+fn readable<T>(read: Result<T, RepoError>) -> Result<Option<T>, RepoError> {
+    match read {
+        Ok(intent) => Ok(Some(intent)),
+        Err(error @ (RepoError::Corrupt { .. } | RepoError::TooNew { .. })) => {
+            tracing::warn!(%error, "the intent of another writer cannot be read and is passed over");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 impl Intent {
     /// The writer may still be at work: not past its expiry, and not a process of this boot that is known to be gone. One that
     /// runs is no proof: a daemon outlives its runs, and may have been unable to take the intent of one back.
@@ -89,9 +101,10 @@ impl IntentGuard {
 }
 
 impl Repository {
-    /// Intents of a cluster, dead ones included.
+    /// Intents of a cluster, dead ones included. One that cannot be read is passed over: it must not keep anybody from learning of
+    /// the others.
     pub async fn intents(&self, cluster: &ClusterName) -> Result<Vec<Intent>, RepoError> {
-        self.read_intents(cluster).await?.into_iter().collect()
+        self.read_intents(cluster).await?.into_iter().filter_map(|read| readable(read).transpose()).collect()
     }
 
     /// Each intent, or why it cannot be read.
@@ -112,7 +125,7 @@ impl Repository {
     pub async fn find_intent(&self, uuid: SnapshotId) -> Result<Option<(ClusterName, Intent)>, RepoError> {
         let folders = self.store().list_folders(layout::CLUSTERS).await?;
         for cluster in folders.into_iter().filter_map(|folder| ClusterName::new(folder).ok()) {
-            if let Some(intent) = self.read_intent(&cluster, uuid).await? {
+            if let Some(intent) = readable(self.read_intent(&cluster, uuid).await)?.flatten() {
                 return Ok(Some((cluster, intent)));
             }
         }
@@ -130,15 +143,7 @@ impl Repository {
     /// The holder of this lease died: its run is recorded as failed, its nodes with it, and its intent removed. A run that is
     /// recorded already, and an intent that is not there, are fine.
     pub async fn bury(&self, cluster: &ClusterName, died: &Lease, now: Timestamp) -> Result<(), RepoError> {
-        let intent = match self.read_intent(cluster, died.uuid).await {
-            Ok(intent) => intent,
-            // Nobody can say what it claimed, and backups must go on.
-            Err(error @ (RepoError::Corrupt { .. } | RepoError::TooNew { .. })) => {
-                tracing::warn!(%error, "what a dead writer had announced cannot be read");
-                None
-            }
-            Err(error) => return Err(error),
-        };
+        let intent = readable(self.read_intent(cluster, died.uuid).await)?.flatten();
         let nodes = intent.map(|intent| intent.nodes).unwrap_or_default();
         self.record_death(RunRecord::of_the_dead(cluster, (died.uuid, died.taken_at), &died.writer, &nodes, now)).await
     }
@@ -173,14 +178,9 @@ impl Repository {
         self.put_sealed(&key, SealType::Intent, cluster.as_str(), &intent, PutMode::Create).await?;
         // Written before the others are read: of two that start at once, at least one sees the other.
         for other in self.read_intents(cluster).await? {
-            let other = match other {
-                Ok(other) if other.uuid == uuid => continue,
-                Ok(other) => other,
-                // Nobody can say what it claims, and backups must go on.
-                Err(error @ (RepoError::Corrupt { .. } | RepoError::TooNew { .. })) => {
-                    tracing::warn!(%error, "the intent of another writer cannot be read and is passed over");
-                    continue;
-                }
+            let other = match readable(other) {
+                Ok(Some(other)) if other.uuid != uuid => other,
+                Ok(_) => continue,
                 Err(error) => {
                     self.store().delete(&key).await?;
                     return Err(error);

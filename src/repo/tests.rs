@@ -438,6 +438,22 @@ async fn two_writers_of_one_cluster_learn_of_each_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_intent_that_cannot_be_read_hides_no_other_and_no_snapshot() {
+    let store = Arc::new(MemoryStore::default());
+    let repository = repository(&store).await;
+    let clock: Arc<dyn crate::base::Clock> = Arc::new(crate::base::ManualClock::at(NOW));
+    let (uuid, damaged) = (SnapshotId::new_v4(), SnapshotId::new_v4());
+    store.put(&layout::intent(&cluster(), damaged), "damaged".into(), PutMode::Create).await.expect("puts");
+    assert_eq!(repository.intents(&cluster()).await.expect("lists"), []);
+    let guard = repository.announce(&cluster(), uuid, None, Vec::new(), None, clock).await.expect("announces");
+    let found: Vec<_> = repository.intents(&cluster()).await.expect("lists").into_iter().map(|intent| intent.uuid).collect();
+    assert_eq!(found, [uuid]);
+    assert_eq!(repository.find_intent(damaged).await.expect("reads"), None);
+    assert_eq!(repository.find_intent(uuid).await.expect("reads").map(|(cluster, _)| cluster), Some(cluster()));
+    guard.release().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_writer_elsewhere_that_died_is_recorded_with_its_nodes_before_its_intent_goes() {
     let store = Arc::new(MemoryStore::default());
     let repository = repository(&store).await;

@@ -379,6 +379,19 @@ fn an_agent_captures_the_node_of_the_ring_that_its_own_configuration_names() {
     let shown = proved(&work);
     assert_eq!(shown.matches("from rack b of east").count(), 2, "{shown}");
     assert_eq!(shown.matches("queues of 2 Dynomites empty in the pause").count(), 2, "{shown}");
+
+    // A list whose agents alone know where the nodes are, and that lacks a token: the agents say what the ring has.
+    let only = format!("[clusters.live.nodes.one]\ntoken = {}\nagent = \"http://127.0.0.1:{port}\"\n", TOKENS[0]);
+    work.configure(&format!("[clusters.live]\nstore = \"dynomite\"\n{only}"));
+    let snapshot = ["snapshot", "live", "--max-pause", "4s"];
+    let refused = work.run(&snapshot);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success(), "{said}");
+    assert!(said.contains(&format!("no node is named with these tokens of the ring: {}", TOKENS[1])), "{said}");
+    let told = work.succeed(&[snapshot.as_slice(), &["--partial"]].concat());
+    assert!(told.contains(&format!("token-{}: the ring has this token", TOKENS[1])), "{told}");
+    let listed = work.succeed(&["list", "live"]);
+    assert_eq!(listed.matches("partial").count(), 1, "{listed}");
 }
 
 /// Counts upwards through a Dynomite until it is dropped; each writer has a key for each token.

@@ -138,7 +138,7 @@ fn a_daemon_that_is_asked_takes_a_snapshot_and_everybody_tells_how_it_fares() {
     let answer = told(&fleet.east, &uuid);
     assert_eq!(stands(&answer), ("processing", all("processing")), "{answer}");
     let (status, refused) = ask(&fleet.east, "POST", "/v1/clusters/prod/snapshots", "{}");
-    assert!(status == 409 && refused["error"]["message"].as_str().expect("text").contains(&uuid), "{refused}");
+    assert_eq!((status, &refused["error"]["code"], &refused["error"]["uuid"]), (409, &json!("conflict"), &json!(uuid)));
     let shown: Value = serde_json::from_str(&work.succeed(&["status", &uuid, "--json"])).expect("JSON");
     assert_eq!(stands(&shown), ("processing", all("processing")), "{shown}");
     assert_eq!(ask(&fleet.east, "GET", "/v1/clusters", "").1["clusters"][0]["processing"], json!(uuid));

@@ -151,6 +151,25 @@ impl HostFleet {
     }
 }
 
+/// Why a run could not be begun.
+struct NotBegun {
+    failure: Failure,
+    /// The snapshot that is under way instead.
+    other: Option<SnapshotId>,
+}
+
+impl From<Failure> for NotBegun {
+    fn from(failure: Failure) -> Self {
+        Self { failure, other: None }
+    }
+}
+
+impl From<NotBegun> for FleetError {
+    fn from(NotBegun { failure, other }: NotBegun) -> Self {
+        Self { uuid: other, ..failure.into() }
+    }
+}
+
 /// What one run works with.
 struct Work {
     session: Session,
@@ -162,18 +181,18 @@ struct Work {
 
 impl Work {
     /// Until it is over. `told` learns whether it could be begun; who does not listen any more has the promise already.
-    async fn carry_out(self, told: oneshot::Sender<Result<(), Failure>>) {
+    async fn carry_out(self, told: oneshot::Sender<Result<(), NotBegun>>) {
         let (cluster, uuid) = (self.request.cluster.clone(), self.request.uuid);
         let started_at = self.session.now();
         let mut interrupted = self.interrupted.clone();
         let prepared = tokio::select! {
             prepared = self.prepare() => prepared,
-            _ = interrupted.wait_for(|raised| *raised) => Err(Failure::new("interrupted", "the daemon was told to stop")),
+            _ = interrupted.wait_for(|raised| *raised) => Err(Failure::new("interrupted", "the daemon was told to stop").into()),
         };
         let prepared = match prepared {
             Ok(prepared) => prepared,
-            Err(failure) => {
-                if let Err(Err(failure)) = told.send(Err(failure)) {
+            Err(not_begun) => {
+                if let Err(Err(NotBegun { failure, .. })) = told.send(Err(not_begun)) {
                     self.failed(&failure, Vec::new(), started_at).await;
                 }
                 return;
@@ -198,7 +217,7 @@ impl Work {
         }
     }
 
-    async fn prepare(&self) -> Result<PreparedSnapshot, Failure> {
+    async fn prepare(&self) -> Result<PreparedSnapshot, NotBegun> {
         let repository = self.repository.get(&self.session, None).await?;
         let cluster = &self.request.cluster;
         // The lease decides; but whoever asks is to be told at once. What cannot be read keeps nobody from anything.
@@ -208,9 +227,10 @@ impl Work {
         if let Some(other) = intents.into_iter().find(is_at_work) {
             let Intent { uuid, writer, started_at, .. } = other;
             let message = format!("cluster {cluster}: snapshot {uuid} is being made by {writer} since {started_at}");
-            return Err(Failure::new("conflict", message).hint("ask how that one fares, and again when it has ended"));
+            let failure = Failure::new("conflict", message).hint("ask how that one fares, and again when it has ended");
+            return Err(NotBegun { failure, other: Some(uuid) });
         }
-        Box::pin(prepare(&self.session, repository, self.request.clone())).await
+        Ok(Box::pin(prepare(&self.session, repository, self.request.clone())).await?)
     }
 
     /// Writes down what a coordinator did not come to write down by itself.

@@ -88,7 +88,7 @@ async fn nodes(session: &Session, repository: &Repository, name: &SnapshotName) 
     let line = |node: &NodeRecord| {
         let status = match node.status {
             NodeStatus::Completed => String::new(),
-            _ => format!("  {}", node.reason.as_deref().unwrap_or("not stored")),
+            _ => format!("  {}", escape(node.reason.as_deref().unwrap_or("not stored").as_bytes())),
         };
         let long = format!("{}  {:>10}  {} files{status}", node.name, size(node.totals.total_bytes), node.totals.files);
         Line {
@@ -222,7 +222,7 @@ fn people(manifest: &ClusterManifest) -> String {
             node.name, description.store, description.version, description.role, description.address
         ));
         if let Some(reason) = &node.reason {
-            text.push_str(&format!("          not stored: {reason}\n"));
+            text.push_str(&format!("          not stored: {}\n", escape(reason.as_bytes())));
             continue;
         }
         if !description.slots.is_empty() {

@@ -14,7 +14,7 @@ use super::super::wiring::{ClusterNode, Session};
 use crate::cluster::coordinator::{PublishedSnapshot, SnapshotPhase};
 use crate::model::ids::SnapshotId;
 use crate::model::manifest::{Consistency, NodeStatus};
-use crate::model::names::{ClusterName, NodeName};
+use crate::model::names::{ClusterName, NodeName, escape};
 
 /// Takes the snapshot.
 pub async fn run(session: &Session, args: SnapshotArgs) -> Result<Exit, Failure> {
@@ -115,7 +115,9 @@ fn report(session: &Session, published: &PublishedSnapshot, asked: &[ClusterNode
     ));
     text.push_str(&format!("  size    {}, new {}, stored {}\n", size(manifest.total_bytes()), size(new), size(stored)));
     for node in manifest.nodes.iter().filter(|node| node.status != NodeStatus::Completed) {
-        text.push_str(&format!("  {}: {}\n", node.name, node.reason.as_deref().unwrap_or("not stored")));
+        // An agent's or a store's own words.
+        let reason = escape(node.reason.as_deref().unwrap_or("not stored").as_bytes());
+        text.push_str(&format!("  {}: {reason}\n", node.name));
     }
     text.push_str(&format!("next: tintype show {0}/{1}, or tintype mount MOUNTPOINT\n", listed.cluster, listed.date));
     session.output.result(&text, &json_report(published, new, stored));

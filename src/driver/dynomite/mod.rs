@@ -22,6 +22,7 @@
 //!
 //! **Not here**: which nodes there are (`app`), stopping and starting Dynomite (`node`).
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -188,7 +189,15 @@ impl DynomiteDriver {
         };
         let Some(chosen) = &self.chosen else { return Err(self.refused("no node of it was chosen")) };
         let member = &self.members[chosen.index];
-        let mut description = NodeDescription { ring: Some(member.place.clone()), ..description };
+        let ring_tokens = match member.admin.ring().await {
+            Ok(ring) => tokens_beside(&ring, &member.place),
+            // Then nothing is proved of its queues either.
+            Err(error) => {
+                tracing::warn!(node = %self.node, %error, "which tokens the ring has is not known");
+                Vec::new()
+            }
+        };
+        let mut description = NodeDescription { ring: Some(member.place.clone()), ring_tokens, ..description };
         // Whichever of them is captured next time, it is the same ring.
         for other in &self.members {
             let address = format!("address:{}", other.redis.place()?);
@@ -263,6 +272,14 @@ impl DynomiteDriver {
         let consistent = proof.consistent.min(Consistency::Timed);
         CaptureProof { consistent, checks, scope: Some(SCOPE.to_owned()), ..proof }
     }
+}
+
+/// All tokens of a rack. Of one that the configuration calls otherwise than the ring does: those that all racks have.
+fn tokens_beside(ring: &Ring, place: &RingPlace) -> Vec<u64> {
+    let is_beside = |server: &&RingServer| (&server.place.datacenter, &server.place.rack) == (&place.datacenter, &place.rack);
+    let own: BTreeSet<u64> = ring.servers.iter().filter(is_beside).map(|server| server.place.token).collect();
+    let of_each = || ring.servers.iter().filter(|_| ring.has_equal_racks()).map(|server| server.place.token).collect();
+    Vec::from_iter(if own.is_empty() { of_each() } else { own })
 }
 
 /// Whether its Dynomite takes everything that its peers send.
@@ -379,5 +396,31 @@ impl StoreDriver for DynomiteDriver {
             chosen.redis.abandon().await;
         }
         (self.frozen, self.seen) = (None, None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(rack: &str, token: u64) -> RingPlace {
+        RingPlace { token, datacenter: "dc".to_owned(), rack: rack.to_owned() }
+    }
+
+    #[test]
+    fn the_tokens_of_a_whole_snapshot_are_those_of_the_rack() {
+        let ring = |places: &[(&str, u64)]| Ring {
+            servers: places
+                .iter()
+                .map(|(rack, token)| RingServer { place: place(rack, *token), host: "h".to_owned(), peer_port: 8101 })
+                .collect(),
+        };
+        let unequal = ring(&[("a", 0), ("a", 7), ("b", 0), ("b", 7), ("b", 14)]);
+        assert_eq!(tokens_beside(&unequal, &place("a", 0)), [0, 7]);
+        assert_eq!(tokens_beside(&unequal, &place("b", 0)), [0, 7, 14]);
+        // Which of them it is nobody can say.
+        assert_eq!(tokens_beside(&unequal, &place("localrack", 0)), [0u64; 0]);
+        let equal = ring(&[("a", 0), ("a", 14), ("b", 0), ("b", 14)]);
+        assert_eq!(tokens_beside(&equal, &place("localrack", 0)), [0, 14]);
     }
 }
