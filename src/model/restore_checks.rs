@@ -289,7 +289,8 @@ pub(super) fn check_age(
 pub(super) fn check_shared_space(nodes: &[NodePlan], targets: &[TargetFacts], refusals: &mut Refusals) {
     // Equal free space on one host is the only sign of one file system that the facts carry; two that agree to the byte by
     // chance are then refused together only where they would be tight anyway.
-    let mut by_free: Vec<((Option<&str>, u64), u64, Vec<&NodePlan>)> = Vec::new();
+    type Place<'a> = (Option<&'a str>, u64);
+    let mut by_free: Vec<(Place<'_>, u64, Vec<&NodePlan>)> = Vec::new();
     for node in nodes {
         let needed = node.bytes + node.files * FILE_OVERHEAD_BYTES;
         let place = (node.agent.as_deref(), node.free_bytes);
