@@ -49,7 +49,7 @@ fn broken_pipe(error: std::io::Error) -> Failure {
     Failure::new("output", format!("the tar could not be written: {error}")).hint("it is not whole; ask for it again")
 }
 
-/// The same as a stream, for whoever takes it within [`STALL`] piece by piece; `place` is kept until its end.
+/// The same as a stream, for whoever takes it within `STALL` piece by piece; `place` is kept until its end.
 pub fn stream_tar(repository: Arc<Repository>, tree: NodeTree, place: OwnedSemaphorePermit) -> TarStream {
     let (sender, receiver) = mpsc::channel(PIECES);
     tokio::spawn(async move {

@@ -1,6 +1,6 @@
 //! What this host's daemon does for people and scripts: it tells of clusters and snapshots, and coordinates new ones.
 //!
-//! **Invariants.** One snapshot of a cluster at a time, and [`RUNS_MAX`] in all. A run that was promised is told of from then on,
+//! **Invariants.** One snapshot of a cluster at a time, and `RUNS_MAX` in all. A run that was promised is told of from then on,
 //! by whoever is asked: what never came to an announcement of its own is recorded here. The configuration is read anew at every
 //! request.
 

@@ -15,7 +15,7 @@
 //! everything that was acknowledged before the instant (but what Dynomite had given up long before, which is told). So each driver looks, inside the pause, when all backends stand still,
 //! at the queues of every Dynomite that has its token, in whichever rack; together the drivers look at the whole ring (a
 //! snapshot that lacks a token proves nothing, which `cluster` sees to). A message that was written before the pause stands in its sender's queue until it is answered; so where all queues were
-//! empty at some instant inside the pause, it was applied before it. How an answer is known to be of the pause, see [`queues`].
+//! empty at some instant inside the pause, it was applied before it. How an answer is known to be of the pause, see `queues`.
 //! Anything else, a queue in use, a Dynomite that does not answer, statistics that may be old, makes the cut `timed` with
 //! scope `rack`: one copy at one instant, to which another rack's last writes may be missing. So does a second data center:
 //! what comes from there is passed on by whoever gets it first, and may be between two looks.
