@@ -58,7 +58,9 @@ impl LocalRestore {
             }
         }
         // Only in front of what has loaded.
-        if let Some(proxy) = self.proxy.as_ref().filter(|_| is_touched && runs) {
+        if let Some(proxy) = self.proxy.as_ref().filter(|_| is_touched && runs)
+            && !proxy.answers().await
+        {
             proxy.start().await?;
         }
         current.record.was_stopped = false;
